@@ -1,0 +1,11 @@
+"""Features to losses, scores and SavedModels.
+
+Read `contract` (what a trainer may ask of a model), then `features > towers > losses > two_tower`,
+then `evaluate > index > export`.
+"""
+
+import os
+
+# TensorFlow Recommenders works with Keras 2 only, which TensorFlow picks by this variable, once, on
+# its first import. Every room that imports TensorFlow sets it before it does.
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")

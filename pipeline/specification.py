@@ -1,0 +1,217 @@
+"""The feature specification: one YAML section that drives samples, towers and signatures.
+
+It says which columns the samples carry, which inputs each tower takes, and, through these, the
+signatures of the exported SavedModels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+from typing import Annotated, Literal, Self
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from pipeline import schema as s
+
+IdType = Literal["int64", "string"]
+ColumnType = Literal["int64", "float32", "string", "list<int64>", "list<float32>", "list<string>"]
+Kind = Literal["id", "ids", "number", "vector"]
+
+# Which column types can feed a feature of each kind.
+_KIND_ACCEPTS: dict[str, tuple[str, ...]] = {
+    "id": ("int64", "string"),
+    "ids": ("list<int64>", "list<string>"),
+    "number": ("int64", "float32"),
+    "vector": ("list<float32>",),
+}
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TableSpec(_Section):
+    """An embedding table: ids are hashed into `buckets` rows of `dim` numbers."""
+
+    buckets: Annotated[int, Field(ge=2)]
+    dim: Annotated[int, Field(ge=1)] = 32
+
+
+class FeatureSpec(_Section):
+    """One input of a tower. Its name is the name of the sample column that feeds it."""
+
+    name: str
+    kind: Kind
+    table: str | None = None
+    """Embedding table of an `id` or `ids` feature; features may share one."""
+    size: Annotated[int, Field(ge=1)] | None = None
+    """Length of a `vector` feature."""
+    log1p: bool = False
+    """For a `number`: feed log(1 + x), as counts need."""
+    scale: float = 1.0
+    """For a `number`: multiplied in, after `log1p`."""
+
+
+class Features(_Section):
+    """The features of each side. Context (scenario, daypart, ...) goes into the query tower."""
+
+    query: list[FeatureSpec]
+    candidate: list[FeatureSpec]
+    context: list[FeatureSpec] = []
+
+
+class LabelRule(_Section):
+    """When an impression counts as a positive, in one scenario: exactly one of the two."""
+
+    action: Literal["click", "favourite", "cart", "purchase", "follow", "play"] | None = None
+    """An outcome of this kind came within the join window."""
+    play_share: Annotated[float, Field(gt=0, le=1)] | None = None
+    """At least this share of the duration was played; the reward is the share played."""
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Self:
+        if (self.action is None) == (self.play_share is None):
+            raise ValueError("expected exactly one of 'action' and 'play_share'")
+        return self
+
+
+class History(_Section):
+    """The user's last positives before the event, oldest first."""
+
+    length: Annotated[int, Field(ge=1, le=10_000)] = 20
+
+
+class Specification(_Section):
+    """What the events are, and which features are made of them."""
+
+    name: str
+    user_id: IdType = "int64"
+    item_id: IdType = "int64"
+    columns: dict[str, ColumnType] = {}
+    """Event columns beyond the fixed ones of `pipeline.schema`, with their types."""
+    scenarios: Annotated[list[str], Field(min_length=1)]
+    labels: dict[str, LabelRule] = {}
+    """Label rule per scenario; a scenario without one is labelled by clicks."""
+    history: History = History()
+    tables: dict[str, TableSpec]
+    features: Features
+    titles: str | None = None
+    """Event column with an item's title, shown by `headrace query`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        problems = [*self._column_problems(), *self._label_problems(), *self._feature_problems()]
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def _column_problems(self) -> list[str]:
+        fixed = s.event_column_types(user_id=self.user_id, item_id=self.item_id, extra={})
+        taken = fixed | s.derived_column_types(item_id=self.item_id) | {s.REWARD: "float32"}
+        problems = [
+            f"columns.{name}: the name is taken by headrace; expected another name"
+            for name in self.columns
+            if name in taken
+        ]
+        if self.titles is not None and self.columns.get(self.titles) != "string":
+            problems.append(
+                f"titles: found {self.titles!r}; expected the name of a string column in 'columns'"
+            )
+        return problems
+
+    def _label_problems(self) -> list[str]:
+        return [
+            f"labels.{name}: no such scenario; expected one of {self.scenarios}"
+            for name in self.labels
+            if name not in self.scenarios
+        ]
+
+    def _feature_problems(self) -> list[str]:
+        problems = []
+        seen: dict[str, str] = {}
+        for side in ("query", "candidate", "context"):
+            for position, feature in enumerate(getattr(self.features, side)):
+                path = f"features.{side}.{position}"
+                if feature.name in seen:
+                    problems.append(
+                        f"{path}.name: {feature.name!r} is already a feature at {seen[feature.name]}"
+                    )
+                seen[feature.name] = path
+                problems += self._one_feature_problems(path, feature)
+        if s.ITEM_ID not in {feature.name for feature in self.features.candidate}:
+            problems.append("features.candidate: expected a feature 'item_id'; it names the item")
+        return problems
+
+    def _one_feature_problems(self, path: str, feature: FeatureSpec) -> list[str]:
+        available = self.column_types
+        if feature.name not in available:
+            return [
+                f"{path}.name: no event column provides {feature.name!r}; expected one of"
+                f" {sorted(available)} (declare others under 'columns')"
+            ]
+        found, accepted = available[feature.name], _KIND_ACCEPTS[feature.kind]
+        if found not in accepted:
+            return [
+                f"{path}.kind: {feature.kind!r} needs a column of type {' or '.join(accepted)};"
+                f" {feature.name!r} is {found}"
+            ]
+        needs_table = feature.kind in ("id", "ids")
+        if needs_table and feature.table not in self.tables:
+            return [
+                f"{path}.table: found {feature.table!r}; expected one of {sorted(self.tables)}"
+            ]
+        if not needs_table and feature.table is not None:
+            return [f"{path}.table: a {feature.kind!r} feature has no table; expected no such key"]
+        if (feature.kind == "vector") != (feature.size is not None):
+            return [f"{path}.size: expected a size for kind 'vector', and for no other kind"]
+        return []
+
+    @cached_property
+    def column_types(self) -> dict[str, str]:
+        """Type names of all event columns and derived columns."""
+        return self.event_types | s.derived_column_types(item_id=self.item_id)
+
+    @property
+    def event_types(self) -> dict[str, str]:
+        """Type names of all event columns."""
+        return s.event_column_types(
+            user_id=self.user_id, item_id=self.item_id, extra=dict(self.columns)
+        )
+
+    @property
+    def event_schema(self) -> pa.Schema:
+        """Arrow schema of a validated event."""
+        return s.arrow_schema(self.event_types)
+
+    @property
+    def query_features(self) -> list[FeatureSpec]:
+        """Inputs of the query tower: query, then context."""
+        return [*self.features.query, *self.features.context]
+
+    @property
+    def candidate_features(self) -> list[FeatureSpec]:
+        """Inputs of the candidate tower."""
+        return list(self.features.candidate)
+
+    @property
+    def sample_schema(self) -> pa.Schema:
+        """Arrow schema of a retrieval sample: identity, time, reward, then every feature."""
+        types = self.column_types
+        names = [s.EVENT_ID, s.TIMESTAMP_MS, s.USER_ID, s.ITEM_ID, s.SCENARIO]
+        columns = {name: types[name] for name in names} | {s.REWARD: "float32"}
+        features = [*self.query_features, *self.candidate_features]
+        columns |= {feature.name: types[feature.name] for feature in features}
+        if self.titles is not None:
+            columns[self.titles] = "string"
+        return s.arrow_schema(columns)
+
+    @property
+    def fingerprint(self) -> str:
+        """Returns 16 hexadecimal digits that name this specification's content."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+
+    def label_rule(self, scenario: str) -> LabelRule:
+        """Returns the rule that labels impressions of a scenario."""
+        return self.labels.get(scenario, LabelRule(action="click"))

@@ -1,0 +1,101 @@
+"""What a stream of samples is to the trainer: partitions, offsets and ranges."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
+
+import pyarrow as pa
+
+
+@dataclasses.dataclass(frozen=True, slots=True, order=True)
+class Partition:
+    """One ordered log of records. Offsets count its records from the beginning of time."""
+
+    topic: str
+    number: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Range:
+    """The records `start <= offset < end` of a partition: the trainer's unit of work."""
+
+    partition: Partition
+    start: int
+    end: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reject:
+    """A record that could not become samples.
+
+    Attributes:
+        offset: Its offset in the partition.
+        reason: A short identifier such as `undecodable`, to count by.
+        detail: What was found and what was expected, for a person.
+        payload: Its first bytes, for repair.
+    """
+
+    offset: int
+    reason: str
+    detail: str
+    payload: bytes
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ReadResult:
+    """What reading a range gave. Reading a range again gives the same result.
+
+    Attributes:
+        samples: The range's samples in offset order, with the columns of the sample schema.
+        rejects: Records that could not be decoded, one entry each.
+        lost: Number of offsets that the source deleted before they were read.
+    """
+
+    samples: pa.Table
+    rejects: Sequence[Reject]
+    lost: int
+
+
+class SchemaMismatchError(ValueError):
+    """The stream's samples lack a column or have one of another type: stop, do not skip."""
+
+
+class SourceUnavailableError(RuntimeError):
+    """The source cannot be reached at present; the message says why and where it was looked for."""
+
+
+class Source(Protocol):
+    """A set of partitions with offsets, replayable by range.
+
+    The coordinator asks for partitions, offsets and identity; workers read. All methods may be
+    called again at any time, from any one thread at a time.
+    """
+
+    def partitions(self) -> Sequence[Partition]:
+        """Returns the partitions, in a stable order."""
+
+    def start_offsets(self) -> dict[Partition, int]:
+        """Returns the first offset that can still be read, per partition."""
+
+    def end_offsets(self) -> dict[Partition, int]:
+        """Returns the offset after the last record that can be read now, per partition."""
+
+    def identity(self) -> dict[str, str]:
+        """Returns what must stay equal for stored offsets to stay meaningful, by topic.
+
+        For Kafka, the topic's id (a topic deleted and created again has another); for an archive,
+        a fingerprint of its files.
+        """
+
+    def read(self, wanted: Range) -> ReadResult:
+        """Reads a range, whole.
+
+        Raises:
+            SchemaMismatchError: If records carry another schema than the trainer's.
+            SourceUnavailableError: If the source could not be read in its own time limit.
+        """
+
+    def close(self) -> None:
+        """Releases connections and files."""
