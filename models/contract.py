@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeAlias
 
 import tensorflow as tf
 
-FeatureValue = tf.Tensor | tf.RaggedTensor
-Tensors = Mapping[str, tf.Tensor]
+FeatureValue: TypeAlias = tf.Tensor | tf.RaggedTensor
+Tensors: TypeAlias = Mapping[str, tf.Tensor]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

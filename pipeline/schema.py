@@ -10,6 +10,18 @@ from typing import Final
 
 import pyarrow as pa
 
+
+class InputError(ValueError):
+    """Data or a file given by the user is wrong; a command prints the message and exits with 2.
+
+    The message names the file and the field, what was found, and what was expected.
+    """
+
+
+class SchemaMismatchError(InputError):
+    """Samples lack a column or have one of another type: stop, do not skip."""
+
+
 # Column names have one home.
 EVENT_ID: Final = "event_id"
 REQUEST_ID: Final = "request_id"
@@ -95,14 +107,63 @@ def arrow_schema(types: dict[str, str]) -> pa.Schema:
     return pa.schema([pa.field(name, ARROW_TYPES[kind]) for name, kind in types.items()])
 
 
+def type_name(kind: pa.DataType) -> str:
+    """Returns a type's name, equal for the encodings of one logical type.
+
+    Files and other engines write strings as `large_string`, `string_view` or dictionaries, and name
+    the items of a list as they like; none of that changes what a column means.
+    """
+    if pa.types.is_dictionary(kind):
+        return type_name(kind.value_type)
+    if isinstance(kind, pa.ListType | pa.LargeListType | pa.ListViewType | pa.LargeListViewType):
+        return f"list<item: {type_name(kind.value_type)}>"
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return "string"
+    return str(kind)
+
+
 def schema_fingerprint(schema: pa.Schema) -> str:
     """Returns 16 hexadecimal digits that name a schema: column names and types, in any order.
 
-    Equal for schemas that differ only in the order of columns, in metadata, or in Arrow's large and
-    small variants of one type.
+    Equal for schemas that differ only in the order of columns, in metadata, or in how a type is
+    encoded (see `type_name`).
     """
-    columns = sorted(
-        f"{field.name}:{str(field.type).replace('large_', '').replace('element', 'item')}"
-        for field in schema
-    )
+    columns = sorted(f"{field.name}:{type_name(field.type)}" for field in schema)
     return hashlib.sha256("\n".join(columns).encode()).hexdigest()[:16]
+
+
+def check_columns(found: pa.Schema, expected: pa.Schema, *, where: str) -> None:
+    """Checks that every expected column is there under its type; extra columns and any order pass.
+
+    Args:
+        found: What a file, a record or a table has.
+        expected: What it must have.
+        where: What is being checked, the start of the message: a path, or a topic and offset.
+
+    Raises:
+        SchemaMismatchError: If a column is missing or has another type; it lists all of them.
+    """
+    problems = []
+    for field in expected:
+        positions = found.get_all_field_indices(field.name)
+        if not positions:
+            problems.append(
+                f"{where}: column {field.name!r}: found none; expected {type_name(field.type)}"
+                f" (columns found: {', '.join(found.names) or 'none'})"
+            )
+        elif len(positions) > 1:
+            problems.append(f"{where}: column {field.name!r}: found {len(positions)}; expected one")
+        elif type_name(found.field(positions[0]).type) != type_name(field.type):
+            problems.append(
+                f"{where}: column {field.name!r}: found {found.field(positions[0]).type};"
+                f" expected {type_name(field.type)}"
+            )
+    if problems:
+        raise SchemaMismatchError("\n".join(problems))
+
+
+def conform(table: pa.Table, schema: pa.Schema, *, where: str) -> pa.Table:
+    """Returns the columns of `schema`, in its order and encodings; see `check_columns`."""
+    check_columns(table.schema, schema, where=where)
+    chosen = table.select(schema.names)
+    return chosen if chosen.schema.equals(schema) else chosen.cast(schema)

@@ -136,7 +136,8 @@ class Specification(_Section):
                 path = f"features.{side}.{position}"
                 if feature.name in seen:
                     problems.append(
-                        f"{path}.name: {feature.name!r} is already a feature at {seen[feature.name]}"
+                        f"{path}.name: {feature.name!r} is already a feature,"
+                        f" at {seen[feature.name]}"
                     )
                 seen[feature.name] = path
                 problems += self._one_feature_problems(path, feature)
@@ -159,9 +160,7 @@ class Specification(_Section):
             ]
         needs_table = feature.kind in ("id", "ids")
         if needs_table and feature.table not in self.tables:
-            return [
-                f"{path}.table: found {feature.table!r}; expected one of {sorted(self.tables)}"
-            ]
+            return [f"{path}.table: found {feature.table!r}; expected one of {sorted(self.tables)}"]
         if not needs_table and feature.table is not None:
             return [f"{path}.table: a {feature.kind!r} feature has no table; expected no such key"]
         if (feature.kind == "vector") != (feature.size is not None):

@@ -8,6 +8,8 @@ from typing import Protocol
 
 import pyarrow as pa
 
+from pipeline.schema import SchemaMismatchError as SchemaMismatchError  # one name for both rooms
+
 
 @dataclasses.dataclass(frozen=True, slots=True, order=True)
 class Partition:
@@ -56,10 +58,6 @@ class ReadResult:
     samples: pa.Table
     rejects: Sequence[Reject]
     lost: int
-
-
-class SchemaMismatchError(ValueError):
-    """The stream's samples lack a column or have one of another type: stop, do not skip."""
 
 
 class SourceUnavailableError(RuntimeError):

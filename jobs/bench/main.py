@@ -1,0 +1,31 @@
+"""`headrace bench NAME ...`: runs one benchmark, or lists them."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+from jobs.settings import EXIT_BAD_INPUT, EXIT_DONE
+
+BENCHMARKS: Final = {
+    "stream": "samples per second of the trainer: one process, memory, archive, Kafka",
+    "samples": "events to retrieval samples, beside DuckDB and row-at-a-time Beam",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `jobs.bench.NAME.main` with the remaining arguments."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    listing = "".join(f"  {name:<9} {text}\n" for name, text in BENCHMARKS.items())
+    usage = f"usage: headrace bench NAME [--out FILE] ...\n\n{listing}"
+    if not arguments or arguments[0] in ("-h", "--help"):
+        sys.stdout.write(usage)
+        return EXIT_DONE
+    name, *rest = arguments
+    if name not in BENCHMARKS:
+        sys.stderr.write(f"headrace bench: found {name!r}; expected one of:\n{listing}")
+        return EXIT_BAD_INPUT
+    code: int = importlib.import_module(f"jobs.bench.{name}").main(rest)
+    return code
