@@ -109,10 +109,9 @@ def feature_width(feature: FeatureSpec, *, table_dims: Mapping[str, int]) -> int
 
 
 def _vector(spec: FeatureSpec, value: FeatureValue, tables: Tensors) -> tf.Tensor:
-    if spec.kind == "id":
-        return tf.gather(tables[spec.table], value)
-    if spec.kind == "ids":
-        return mean_embedding(tables[spec.table], value)
+    if spec.table is not None:
+        table = tables[spec.table]
+        return mean_embedding(table, value) if spec.kind == "ids" else tf.gather(table, value)
     if spec.kind == "vector":
         return _finite(value)
     return number(value, log1p=spec.log1p, scale=spec.scale)[:, tf.newaxis]

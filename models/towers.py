@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -21,7 +22,7 @@ def tower_weights(name: str, sizes: Sequence[int], *, optimizer: Optimizer) -> l
         optimizer: How they are updated.
     """
     weights = []
-    for layer, (num_in, num_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for layer, (num_in, num_out) in enumerate(itertools.pairwise(sizes)):
         weights += [
             Weight(
                 name=f"{name}/{layer}/kernel",
