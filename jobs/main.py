@@ -74,12 +74,12 @@ def run_job(job: Main, argv: Sequence[str] | None = None) -> int:
     """
     # Not at the top: `headrace --help` must not wait for Arrow.
     from pipeline.schema import InputError
-    from streaming.source import SchemaMismatchError, SourceUnavailableError
+    from streaming.source import SourceUnavailableError
 
     _set_up_logging()
     try:
         return job(argv)
-    except (SettingsError, InputError, SchemaMismatchError) as error:
+    except (SettingsError, InputError) as error:
         _say("cannot run", error)
         return EXIT_BAD_INPUT
     except SourceUnavailableError as error:
