@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import tensorflow as tf
 
 from models.contract import FeatureValue, Input, Tensors
@@ -61,6 +64,40 @@ def feature_input(feature: FeatureSpec, *, column_type: str) -> Input:
         table=feature.table,
         size=feature.size,
     )
+
+
+def arrow_features(rows: pa.Table, inputs: Sequence[Input]) -> dict[str, FeatureValue]:
+    """Turns Arrow columns into raw features, as `encode` takes them.
+
+    A null becomes the padding value of its type, NaN in a float column; a null list is an empty
+    one, and a null inside a list is dropped.
+
+    Args:
+        rows: [batch] rows with a column for each input.
+        inputs: What to read.
+    """
+    return {each.name: _arrow_feature(rows.column(each.name), each) for each in inputs}
+
+
+def _arrow_feature(column: pa.ChunkedArray, read: Input) -> FeatureValue:
+    if read.size is not None:
+        flat = _values(pc.list_flatten(column), read.dtype)
+        return tf.constant(flat.reshape(-1, read.size), read.dtype)
+    if not read.ragged:
+        return tf.constant(_values(column, read.dtype), read.dtype)
+    present = pc.is_valid(pc.list_flatten(column))
+    row_of_value = pc.filter(pc.list_parent_indices(column), present).to_numpy()
+    values = _values(pc.filter(pc.list_flatten(column), present), read.dtype)
+    return tf.RaggedTensor.from_value_rowids(
+        tf.constant(values, read.dtype), tf.constant(row_of_value, tf.int64), nrows=len(column)
+    )
+
+
+def _values(column: pa.ChunkedArray, dtype: tf.DType) -> np.ndarray:
+    if dtype == tf.string:
+        return np.array(pc.fill_null(column, PADDING["string"]).to_pylist(), object)
+    missing = float("nan") if dtype == tf.float32 else PADDING["int64"]
+    return pc.fill_null(column, missing).to_numpy().astype(dtype.as_numpy_dtype, copy=False)
 
 
 def encode_ids(value: FeatureValue, *, buckets: int) -> FeatureValue:
@@ -135,8 +172,8 @@ def mean_embedding(table: tf.Tensor, rows: tf.RaggedTensor) -> tf.Tensor:
 def number(value: tf.Tensor, *, log1p: bool, scale: float) -> tf.Tensor:
     """Scales a number: `scale * log(1 + max(x, 0))` with `log1p`, else `scale * x`.
 
-    What is missing (NaN; a null is read as NaN, or as 0 in an integer column) counts as 0, and has
-    no flag of its own.
+    What is missing (NaN, or the padding value of an integer column) counts as 0, and has no flag of
+    its own.
 
     Args:
         value: [batch] int64 or float32.
@@ -146,6 +183,8 @@ def number(value: tf.Tensor, *, log1p: bool, scale: float) -> tf.Tensor:
     Returns:
         [batch] float32, without NaN.
     """
+    if value.dtype == tf.int64:
+        value = tf.where(value == PADDING["int64"], tf.zeros_like(value), value)
     numbers = _finite(tf.cast(value, tf.float32))
     if log1p:
         numbers = tf.math.log1p(tf.maximum(numbers, 0.0))
