@@ -93,6 +93,8 @@ $(STAMP): requirements.lock setup.py
 	fi
 	echo "installing the packages of requirements.lock into $(VENV)"
 	export VIRTUAL_ENV="$$PWD/$(VENV)"
+	# Trust what the machine trusts, as pip does: company proxies have certificates of their own.
+	if [ -d /etc/ssl/certs ]; then export UV_SYSTEM_CERTS="$${UV_SYSTEM_CERTS:-1}"; fi
 	$$uv pip install -q -r requirements.lock
 	$$uv pip install -q --no-deps --no-build-isolation -e .
 	touch $(STAMP)

@@ -40,6 +40,7 @@ EXTRAS_REQUIRE = {
     "dev": [
         "codespell>=2.4",
         "mypy>=1.18",
+        "pip>=24",  # the demo fetches its data with it; environments made by uv have none
         "pre-commit>=4",
         "pre-commit-hooks>=5",
         "ruff>=0.14",

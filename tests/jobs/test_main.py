@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from jobs.bench import main as bench
+from jobs.bench.report import write_report
+from jobs.main import COMMANDS, main, run_job
+from jobs.settings import SettingsError
+from pipeline.schema import InputError
+from streaming.source import SourceUnavailableError
+
+
+def test_the_overview_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    for group in COMMANDS.values():
+        for command in group:
+            assert f"\n  {command} " in shown
+
+
+def test_help_imports_neither_tensorflow_nor_arrow_nor_beam() -> None:
+    program = (
+        "import sys, jobs.main; jobs.main.main(['--help']);"
+        "print([m for m in ('tensorflow', 'pyarrow', 'apache_beam', 'kafka') if m in sys.modules])"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    ).stdout
+    assert shown.splitlines()[-1] == "[]"
+
+
+def test_an_unknown_command_is_answered_with_the_nearest(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["trian"]) == 2
+    error = capsys.readouterr().err
+    assert "found command 'trian'" in error
+    assert error.endswith("did you mean 'train'?\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (SettingsError(["a.yaml: train.x: found 1; expected 2", "second"]), 2),
+        (InputError("part.parquet: found no footer; expected Parquet"), 2),
+        (SourceUnavailableError("no broker at 127.0.0.1:1"), 75),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_errors_that_a_person_can_mend_become_text_and_an_exit_code(
+    error: BaseException, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def job(argv: Sequence[str] | None) -> int:
+        raise error
+
+    assert run_job(job, []) == code
+    shown = capsys.readouterr().err
+    assert "Traceback" not in shown
+    for line in str(error).splitlines():
+        assert f"  {line}\n" in shown
+
+
+def test_a_bug_keeps_its_traceback_and_a_job_its_arguments_and_code() -> None:
+    def buggy(argv: Sequence[str] | None) -> int:
+        raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        run_job(buggy, [])
+    assert run_job(lambda argv: len(argv or ()), ["a", "b", "c"]) == 3
+
+
+def test_bench_lists_its_benchmarks_and_refuses_others(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench"]) == 0
+    assert all(f"\n  {name} " in capsys.readouterr().out for name in ["samples"])
+    assert bench.main(["nothing"]) == 2
+    assert "found 'nothing'" in capsys.readouterr().err
+
+
+def test_a_benchmark_leaves_json_with_its_machine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "b.json"
+    rows = [{"case": "ours", "rows/s": 1200.0}, {"case": "theirs", "rows/s": 600.0}]
+    write_report("b", rows, ratios={"ours_vs_theirs": 2.0}, out=out)
+    written = json.loads(out.read_text())
+    assert written["rows"] == rows
+    assert (written["name"], written["ratios"]) == ("b", {"ours_vs_theirs": 2.0})
+    assert written["machine"]["cores"] >= 1
+    assert "1,200.0" in capsys.readouterr().out
