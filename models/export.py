@@ -24,6 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from models.bundle import (
     CANDIDATES,
     QUERIES,
+    SCORE,
+    VECTOR,
     Manifest,
     current_version,
     directory_name,
@@ -32,12 +34,11 @@ from models.bundle import (
     writing,
 )
 from models.contract import Input
-from models.features import arrow_features, ragged_from_padded
-from models.index import VECTOR, Parameters, Side, split_parameters, vectors
+from models.features import ragged_from_padded, signature_inputs
+from models.index import Parameters, Side, split_parameters, vectors
 from models.two_tower import TwoTower
-from pipeline.schema import ITEM_ID, PADDING, TIMESTAMP_MS, schema_fingerprint
+from pipeline.schema import ITEM_ID, TIMESTAMP_MS, schema_fingerprint
 
-SCORE = "score"
 _NUM_VERIFIED_ROWS = 64
 _TOLERANCE = 1e-4
 
@@ -208,46 +209,40 @@ def _tensor_spec(read: Input) -> tf.TensorSpec:
     return tf.TensorSpec(shape, read.dtype, name=read.name)
 
 
-def signature_inputs(rows: pa.Table, inputs: Sequence[Input]) -> dict[str, tf.Tensor]:
-    """Turns Arrow columns into what a signature takes: raw, and multi-valued ones padded."""
-    features = arrow_features(rows, inputs)
-    for each in inputs:
-        if each.ragged:
-            padding = PADDING["string" if each.dtype == tf.string else "int64"]
-            features[each.name] = features[each.name].to_tensor(padding)
-    return features
-
-
 def _verify(
     aside: Path, trained: Trained, *, candidates: Mapping[str, pa.Table], queries: pa.Table
 ) -> None:
-    """Loads what was written and compares scores with those of the parameters."""
-    asked = queries.slice(0, _NUM_VERIFIED_ROWS)
-    model = trained.model
+    """Loads what was written and compares its results with those of the parameters."""
+    model, asked = trained.model, queries.slice(0, _NUM_VERIFIED_ROWS)
     query = vectors(model, trained.parameters, asked, side="query")
     raw_query = signature_inputs(asked, model.query_inputs)
-    _expect_close(aside / "query", _call(aside / "query", "query", raw_query)[VECTOR], query)
+    found = _call(aside / "query", "query", raw_query)[VECTOR].numpy()
+    _expect_close("query", found, query)
     for scenario, rows in candidates.items():
-        some = rows.slice(0, _NUM_VERIFIED_ROWS)
-        expected = vectors(model, trained.parameters, some, side="candidate")
-        raw = signature_inputs(some, model.candidate_inputs)
-        found = _call(aside / "candidate", "candidate", raw)[VECTOR]
-        _expect_close(aside / "candidate", found, expected)
-        everything = vectors(model, trained.parameters, rows, side="candidate")
+        candidate = vectors(model, trained.parameters, rows, side="candidate")
+        raw = signature_inputs(rows.slice(0, _NUM_VERIFIED_ROWS), model.candidate_inputs)
+        found = _call(aside / "candidate", "candidate", raw)[VECTOR].numpy()
+        _expect_close("candidate", found, candidate[:_NUM_VERIFIED_ROWS])
+
         path = aside / "retrieval" / directory_name(scenario)
-        scores = _call(path, "retrieval", raw_query)[SCORE]
-        best = -np.sort(-(query @ everything.T), axis=1)[:, : scores.shape[1]]
-        _expect_close(path, scores, best)
+        results = _call(path, "retrieval", raw_query)
+        scores = query @ candidate.T
+        best = -np.sort(-scores, axis=1)[:, : results[SCORE].shape[1]]
+        _expect_close(f"retrieval/{scenario}", results[SCORE].numpy(), best)
+        ids = rows.column(ITEM_ID)
+        places = pc.index_in(pa.array(results[ITEM_ID].numpy().ravel(), ids.type), ids).to_numpy()
+        of_items = np.take_along_axis(scores, places.reshape(best.shape), axis=1)
+        _expect_close(f"retrieval/{scenario}", results[SCORE].numpy(), of_items)
 
 
 def _call(path: Path, signature: str, raw: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     return tf.saved_model.load(str(path)).signatures[signature](**raw)
 
 
-def _expect_close(path: Path, found: tf.Tensor, expected: np.ndarray) -> None:
-    difference = float(np.abs(found.numpy() - expected).max(initial=0.0))
+def _expect_close(name: str, found: np.ndarray, expected: np.ndarray) -> None:
+    difference = float(np.abs(found - expected).max(initial=0.0))
     if not difference <= _TOLERANCE:  # NaN too
         raise ExportError(
-            f"{path.name}: the SavedModel's results differ from the parameters' by {difference:g};"
+            f"{name}: the SavedModel's results differ from the parameters' by {difference:g};"
             f" expected at most {_TOLERANCE:g}; the version was not published"
         )

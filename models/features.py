@@ -100,6 +100,16 @@ def _values(column: pa.ChunkedArray, dtype: tf.DType) -> np.ndarray:
     return pc.fill_null(column, missing).to_numpy().astype(dtype.as_numpy_dtype, copy=False)
 
 
+def signature_inputs(rows: pa.Table, inputs: Sequence[Input]) -> dict[str, tf.Tensor]:
+    """Turns Arrow columns into what a signature takes: raw, and multi-valued ones padded."""
+    features = arrow_features(rows, inputs)
+    for each in inputs:
+        if each.ragged:
+            padding = PADDING["string" if each.dtype == tf.string else "int64"]
+            features[each.name] = features[each.name].to_tensor(padding)
+    return features
+
+
 def encode_ids(value: FeatureValue, *, buckets: int) -> FeatureValue:
     """Replaces raw ids by their int64 buckets, in a tensor [batch] or a ragged one.
 

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import tensorflow as tf
 
 from models.contract import Tensors
@@ -23,29 +24,34 @@ from pipeline.specification import Specification
 Parameters = Mapping[str, np.ndarray]
 Side = Literal["query", "candidate"]
 
-# Column of `index/SCENARIO/candidates.parquet` beside the item's id and title.
-VECTOR = "vector"
+
+def check_parameters(model: TwoTower, parameters: Parameters) -> None:
+    """Checks that parameters are a model's.
+
+    Raises:
+        ValueError: If one is missing or of another shape; it lists all of them.
+    """
+    shapes: dict[str, tuple[int, ...]] = {each.name: each.shape for each in model.weights}
+    shapes |= {table.name: (table.buckets, table.dim) for table in model.tables}
+    problems = []
+    for name, shape in shapes.items():
+        found = parameters[name].shape if name in parameters else None
+        if found != shape:
+            problems.append(f"parameter {name!r}: found shape {found}; expected {shape}")
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
 def split_parameters(model: TwoTower, parameters: Parameters) -> tuple[Tensors, Tensors]:
     """Returns a model's tables and weights as tensors, by name.
 
     Raises:
-        ValueError: If one is missing or of another shape: the parameters are of another model.
+        ValueError: If the parameters are not the model's.
     """
-    tables = {table.name: (table.buckets, table.dim) for table in model.tables}
-    weights = {weight.name: weight.shape for weight in model.weights}
-    problems = []
-    for name, shape in (tables | weights).items():
-        found = None if name not in parameters else parameters[name].shape
-        if found != shape:
-            problems.append(f"parameter {name!r}: expected shape {shape}, found {found}")
-    if problems:
-        raise ValueError("\n".join(problems))
-    return (
-        {name: tf.constant(parameters[name], tf.float32) for name in tables},
-        {name: tf.constant(parameters[name], tf.float32) for name in weights},
-    )
+    check_parameters(model, parameters)
+    tables = {each.name: tf.constant(parameters[each.name], tf.float32) for each in model.tables}
+    weights = {each.name: tf.constant(parameters[each.name], tf.float32) for each in model.weights}
+    return tables, weights
 
 
 def vectors(
@@ -81,44 +87,55 @@ def vectors(
     return np.concatenate(parts)
 
 
-def collect_candidates(samples: pa.Table, specification: Specification) -> dict[str, pa.Table]:
-    """Finds the items of each scenario, each with its latest features.
-
-    An item belongs to a scenario in which it has a sample; its features are those of its latest
-    sample in any scenario.
+def latest_items(samples: pa.Table, specification: Specification) -> pa.Table:
+    """Finds every item, with the features of its latest sample.
 
     Args:
         samples: Retrieval samples.
         specification: Names the candidate features and the titles.
 
     Returns:
-        Per scenario that has samples, in the specification's order: `item_id`, the other candidate
-        features, and the title column if there is one; one row per item, ordered by id.
+        `item_id`, the other candidate features, and the title column if there is one; one row per
+        item, ordered by id.
     """
-    names = [feature.name for feature in specification.candidate_features]
-    if specification.titles is not None and specification.titles not in names:
+    names = [ITEM_ID, *(feature.name for feature in specification.candidate_features)]
+    if specification.titles is not None:
         names.append(specification.titles)
-    frame = _frame(samples)
     latest = (
-        frame.sort(TIMESTAMP_MS, maintain_order=True)
+        _frame(samples)
+        .sort(TIMESTAMP_MS, maintain_order=True)
         .unique(ITEM_ID, keep="last", maintain_order=True)
-        .select([ITEM_ID, *(name for name in names if name != ITEM_ID)])
         .sort(ITEM_ID)
+        .select(list(dict.fromkeys(names)))
     )
-    members = frame.select(SCENARIO, ITEM_ID).unique()
+    return _arrow(latest)
+
+
+def collect_candidates(samples: pa.Table, specification: Specification) -> dict[str, pa.Table]:
+    """Finds the items of each scenario: those with a sample in it.
+
+    Args:
+        samples: Retrieval samples.
+        specification: Names the scenarios; see `latest_items`.
+
+    Returns:
+        Rows of `latest_items`, per scenario that has samples, in the specification's order.
+    """
+    latest = latest_items(samples, specification)
+    scenarios, items = samples.column(SCENARIO), samples.column(ITEM_ID)
     found = {}
     for scenario in specification.scenarios:
-        items = members.filter(pl.col(SCENARIO) == scenario)
-        if items.height:
-            found[scenario] = _arrow(latest.join(items.select(ITEM_ID), on=ITEM_ID, how="semi"))
+        members = pc.unique(items.filter(pc.equal(scenarios, scenario)))
+        if len(members):
+            found[scenario] = latest.filter(pc.is_in(latest.column(ITEM_ID), members))
     return found
 
 
 def collect_queries(samples: pa.Table, specification: Specification) -> pa.Table:
-    """Finds each user's latest query features, brought up to now.
+    """Finds each user's latest query features, with the history brought up to now.
 
-    A sample's history ends before its own event; now that event is past, so its item (and those of
-    the same millisecond) is appended, and the oldest cut off.
+    A sample's history ends before its own event; now all of them are past. So a user's history is
+    that of the earliest sample, then the items of all samples, and the oldest are cut off.
 
     Args:
         samples: Retrieval samples.
@@ -130,23 +147,22 @@ def collect_queries(samples: pa.Table, specification: Specification) -> pa.Table
     """
     frame = _frame(samples)
     names = [feature.name for feature in specification.query_features]
-    kept = [name for name in names if name not in (USER_ID, TIMESTAMP_MS, HISTORY_ITEM_ID)]
-    latest_time = pl.col(TIMESTAMP_MS) == pl.col(TIMESTAMP_MS).max().over(USER_ID)
-    if HISTORY_ITEM_ID not in frame.columns:
-        history = pl.col(ITEM_ID).sort_by(TIMESTAMP_MS)
-    else:
-        before = pl.col(HISTORY_ITEM_ID).filter(pl.col("is_latest")).last()
-        history = before.list.concat(pl.col(ITEM_ID).filter(pl.col("is_latest")).implode())
+    history = pl.col(ITEM_ID).implode()
+    if HISTORY_ITEM_ID in frame.columns:
+        before = pl.col(HISTORY_ITEM_ID).first().fill_null([])
+        history = before.list.concat(history)
     queries = (
-        frame.with_columns(latest_time.alias("is_latest"))
-        .sort(TIMESTAMP_MS, maintain_order=True)
+        frame.sort(TIMESTAMP_MS, maintain_order=True)
         .group_by(USER_ID)
         .agg(
-            pl.col(TIMESTAMP_MS).max(),
-            history.alias(HISTORY_ITEM_ID),
-            *(pl.col(name).last() for name in kept),
+            pl.col(TIMESTAMP_MS).last(),
+            history.list.tail(specification.history.length).alias(HISTORY_ITEM_ID),
+            *(
+                pl.col(name).last()
+                for name in names
+                if name not in (USER_ID, TIMESTAMP_MS, HISTORY_ITEM_ID)
+            ),
         )
-        .with_columns(pl.col(HISTORY_ITEM_ID).list.tail(specification.history.length))
         .sort(USER_ID)
     )
     return _arrow(queries)
