@@ -3,11 +3,13 @@
 A sample passes the modules in this order:
 
     schema, specification   the contract: what an event, a sample and a feature are
-    read > validate         files to Arrow tables; every bad row is a reject with a reason
+    events/                 files to Arrow tables; every bad row is a reject with a reason
     shuffle                 tables cut by key hash, so that one part fits in memory
     join                    impressions with their outcomes: labels
-    history > statistics    what was known *before* the event, never after
-    retrieval               retrieval samples
-    write                   `dt=YYYY-MM-DD/` files and the manifest, atomically
+    history > retrieval     what was known *before* the event, never after: retrieval samples
+    statistics              the same of items, which takes a second shuffle
+    manifest                what a folder of samples says of itself; how to read it
+    report > write          counts; `dt=YYYY-MM-DD/` files and the manifest, atomically
+    samples                 all of it wired together
     publish                 sample files to Kafka
 """

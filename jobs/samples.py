@@ -1,0 +1,71 @@
+"""`headrace samples`: event logs to training samples.
+
+Options that are not ours go to Beam: `--runner`, and whatever that runner takes. Without them the
+embedded FnApiRunner does all in this process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from apache_beam.options.pipeline_options import PipelineOptions
+from rich.console import Console
+from rich.table import Table
+
+from jobs.main import run_job
+from jobs.settings import EXIT_DONE, add_config_arguments, load_settings
+from pipeline.manifest import Manifest
+from pipeline.samples import SamplesConfig, make_samples
+from pipeline.specification import Specification
+
+DEFAULT_RUNNER = "FnApiRunner"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the pipeline that a configuration describes and prints what it did."""
+    parser = argparse.ArgumentParser(
+        prog="headrace samples",
+        description="Event logs to training samples, in dt=YYYY-MM-DD/ with a manifest.",
+        epilog="Any other option goes to Beam, as in --runner=... --dask_client_address=...",
+    )
+    add_config_arguments(parser)
+    args, beam_args = parser.parse_known_args(argv)
+    settings = load_settings(
+        args.config, args.overrides, {"specification": Specification, "samples": SamplesConfig}
+    )
+    config: SamplesConfig = settings["samples"]
+    options = PipelineOptions([f"--runner={DEFAULT_RUNNER}", *beam_args])
+    console = Console()
+    console.print(f"reading {', '.join(config.inputs)} into {config.num_parts} parts of users")
+    start = time.monotonic()
+    with console.status("making samples"):
+        manifest = make_samples(config, settings["specification"], options)
+    print_counts(console, manifest, output=config.output, seconds=time.monotonic() - start)
+    return EXIT_DONE
+
+
+def print_counts(console: Console, manifest: Manifest, *, output: Path, seconds: float) -> None:
+    """Prints where every event went."""
+    table = Table(title=f"samples in {output}", title_justify="left")
+    table.add_column("what")
+    table.add_column("count", justify="right")
+    counts = manifest.counts
+    rows = [("events read", counts.get("events_read", 0))]
+    rows += [(f"  rejected: {reason}", count) for reason, count in manifest.rejects.items()]
+    rows += [("  duplicates", counts.get("duplicates", 0))]
+    rows += [("  impressions", counts.get("impressions", 0))]
+    rows += [(f"  outcomes: {fate}", count) for fate, count in manifest.outcomes.items()]
+    rows += [("samples", counts.get("samples", 0)), ("files", len(manifest.files))]
+    for name, count in rows:
+        table.add_row(name, f"{count:,}")
+    console.print(table)
+    rate = counts.get("events_read", 0) / max(seconds, 1e-9)
+    console.print(f"{seconds:.1f} s, {rate:,.0f} events/s")
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(main))

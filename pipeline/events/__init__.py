@@ -1,0 +1,1 @@
+"""Event logs to validated events: `json_lines > read > validate`."""

@@ -1,0 +1,179 @@
+"""A run's files, and the one rename that makes them the output.
+
+    OUTPUT            a link to the current run
+    OUTPUT.runs/      run-00001/, run-00002/, ... : dt=YYYY-MM-DD/part-NNNNN.parquet, rejected/,
+                      manifest.json last; and the lock of the run that is being written
+
+A run that is interrupted, or that fails, has changed nothing that a reader sees; the next run
+removes what it left. Running again makes a new run with the same files and replaces the old one.
+Everything here works on a file system that all of the runner's workers share.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import schema as s
+from pipeline.events.json_lines import Reject
+from pipeline.manifest import MANIFEST_NAME, REJECTED_NAME, Manifest, OutputFile
+
+REJECT_SCHEMA: Final = pa.schema(
+    [
+        ("file", pa.string()),
+        ("row", pa.int64()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        ("raw", pa.binary()),
+    ]
+)
+
+_MS_PER_DAY = 86_400_000
+_RUN_NAME = re.compile(r"run-(\d{5,})")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Run:
+    """A run that is being written, by this process and its workers only.
+
+    Attributes:
+        output: The link that readers follow.
+        folder: Where this run's files go.
+    """
+
+    output: Path
+    folder: Path
+
+    def commit(self, manifest: Manifest) -> None:
+        """Writes the manifest and makes this run the output, in one rename.
+
+        The former run stays until the next one starts, for readers that are in the middle of it.
+        """
+        _replace(self.folder / MANIFEST_NAME, manifest.model_dump_json(indent=2).encode() + b"\n")
+        link = self.folder.parent / f"link-{uuid.uuid4().hex}"
+        link.symlink_to(os.path.relpath(self.folder, self.output.parent.resolve()))
+        link.replace(self.output)
+
+
+@contextlib.contextmanager
+def open_run(output: Path) -> Iterator[Run]:
+    """Starts a run beside the current one, alone; removes what interrupted runs have left.
+
+    Raises:
+        InputError: If `output` is a folder that is not ours, or another run is writing to it.
+    """
+    _check_output(output)
+    runs = output.with_name(f"{output.name}.runs")
+    runs.mkdir(parents=True, exist_ok=True)
+    with (runs / "lock").open("wb") as lock:
+        try:
+            # The system drops this lock with the process, however that ends.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise s.InputError(
+                f"{output}: found another run that is writing there; expected to be the only one:"
+                " wait for it, or give another samples.output"
+            ) from error
+        current = output.resolve().name if output.is_symlink() else ""
+        numbers = _clean(runs, current)
+        folder = runs / f"run-{max(numbers, default=0) + 1:05d}"
+        folder.mkdir()
+        if output.exists() and not output.is_symlink():
+            output.rmdir()
+        yield Run(output, folder)
+
+
+def _check_output(output: Path) -> None:
+    if output.is_symlink() or not output.exists():
+        return
+    if not output.is_dir() or any(output.iterdir()):
+        raise s.InputError(
+            f"{output}: found a file or folder that `headrace samples` did not write; expected"
+            " nothing, an empty folder, or the link of a former run: move it away"
+        )
+
+
+def _clean(runs: Path, current: str) -> list[int]:
+    """Removes all runs but the current one; returns the numbers that were in use."""
+    numbers = []
+    for path in runs.iterdir():
+        match = _RUN_NAME.fullmatch(path.name)
+        if match:
+            numbers.append(int(match[1]))
+            if path.name != current:
+                shutil.rmtree(path)
+        elif path.name.startswith("link-"):
+            path.unlink()
+    return numbers
+
+
+def write_part(folder: Path, part: int, samples: pa.Table) -> list[OutputFile]:
+    """Writes the samples of one part of the users, a file for each UTC day.
+
+    A name depends on day and part alone and appears by rename, so a bundle that a runner tries
+    twice writes the same file twice.
+
+    Args:
+        folder: The run's folder.
+        part: Shard of the user ids.
+        samples: Rows sorted by (timestamp_ms, event_id).
+    """
+    days = samples[s.TIMESTAMP_MS].to_numpy() // _MS_PER_DAY
+    starts = np.flatnonzero(np.diff(days, prepend=-1))
+    ends = np.append(starts[1:], len(days))
+    files = []
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        day = str(days[start].astype("datetime64[D]"))
+        path = f"dt={day}/part-{part:05d}.parquet"
+        digest = _write_parquet(folder / path, samples.slice(start, end - start))
+        files.append(OutputFile(path=path, day=day, part=part, rows=end - start, sha256=digest))
+    return files
+
+
+def write_rejects(
+    folder: Path, file_number: int, path: str, blocks: Sequence[tuple[int, Sequence[Reject]]]
+) -> None:
+    """Writes the rejects of one input file, if there are any, to `rejected/`.
+
+    Args:
+        folder: The run's folder.
+        file_number: Position of the input file, which names the file of rejects.
+        path: The input file.
+        blocks: Number of lines and rejects of each block of the input file, in order.
+    """
+    rows, before = [], 0
+    for num_lines, rejects in blocks:
+        rows += [dataclasses.replace(reject, row=before + reject.row + 1) for reject in rejects]
+        before += num_lines
+    if rows:
+        columns = [{"file": path} | dataclasses.asdict(reject) for reject in rows]
+        table = pa.Table.from_pylist(columns, schema=REJECT_SCHEMA)
+        _write_parquet(folder / REJECTED_NAME / f"part-{file_number:05d}.parquet", table)
+
+
+def _write_parquet(path: Path, table: pa.Table) -> str:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", compression_level=1)
+    data = sink.getvalue()
+    _replace(path, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def _replace(path: Path, data: bytes | pa.Buffer) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    aside.write_bytes(data)
+    aside.replace(path)
