@@ -1,0 +1,227 @@
+"""`headrace train`: a stream of samples to parameters, on parameter servers.
+
+Three ways to start it:
+
+  headrace train --config F --local               every process here; dead ones are started again
+  headrace train --config F --role ROLE ...       one process, addresses by flags
+  TF_CONFIG=... headrace train --config F         one process, addresses from the environment
+
+Training starts where the newest checkpoint of `train.directory` left off. SIGTERM saves and ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from rich.console import Console
+from rich.table import Table
+
+from jobs.main import run_job
+from jobs.settings import EXIT_DONE, EXIT_RETRY, add_config_arguments, load_settings
+from pipeline.schema import InputError, schema_fingerprint
+from pipeline.specification import Specification
+from streaming.cluster import (
+    ROLES,
+    Topology,
+    index_from_hostname,
+    serve,
+    topology_from_environment,
+)
+from streaming.config import TrainConfig
+
+if TYPE_CHECKING:
+    from models.contract import Model
+    from models.two_tower import TwoTowerConfig
+    from streaming.ledger import Ledger
+    from streaming.source import Source
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code: 0 done, 2 wrong input, 75 start it again."""
+    arguments = argument_parser().parse_args(argv)
+    if arguments.local:
+        return _run_local(arguments)
+    return run_role(arguments, TrainingProcess)
+
+
+def run_role(arguments: argparse.Namespace, process: type[TrainingProcess]) -> int:
+    """Runs one process of the cluster, as its flags or TF_CONFIG say."""
+    _follow_parent()
+    topology, role, index = _place(arguments)
+    run = process(arguments)
+    if role == "coordinator":
+        return run.coordinate(topology)
+    if role == "worker":
+        run.register_reader()
+    return serve(topology, role, index)
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """Returns the parser of `headrace train`."""
+    parser = argparse.ArgumentParser(
+        prog="headrace train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_config_arguments(parser)
+    parser.add_argument("--local", action="store_true", help="start every process on this machine")
+    parser.add_argument("--role", choices=ROLES, help="what this process is")
+    parser.add_argument("--index", type=int, help="which of its role; else from the hostname: x-2")
+    for name, what in [("ps", "parameter servers"), ("workers", "workers")]:
+        parser.add_argument(f"--{name}", metavar="HOST:PORT,...", help=f"addresses of the {what}")
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of the coordinator")
+    return parser
+
+
+def _place(arguments: argparse.Namespace) -> tuple[Topology, str, int]:
+    """Returns the topology and this process's place in it."""
+    if arguments.role is None:
+        return topology_from_environment(os.environ)
+    missing = [name for name in ("ps", "workers", "coordinator") if not getattr(arguments, name)]
+    if missing:
+        raise InputError(f"--role: found no --{', --'.join(missing)}; expected the addresses of all")
+    topology = Topology(
+        arguments.coordinator,
+        tuple(arguments.workers.split(",")),
+        tuple(arguments.ps.split(",")),
+    )
+    index = arguments.index
+    if index is None:
+        index = index_from_hostname(socket.gethostname())
+    topology.address(arguments.role, index)
+    return topology, arguments.role, index
+
+
+def _run_local(arguments: argparse.Namespace) -> int:
+    from jobs.local import LocalCluster
+
+    sections = {"specification": Specification, "train": TrainConfig}
+    settings = load_settings(arguments.config, arguments.overrides, sections)
+    config = cast(TrainConfig, settings["train"])
+    command = [sys.executable, "-m", "jobs.train", "--config", str(arguments.config)]
+    for override in arguments.overrides:
+        command += ["--set", override]
+    return LocalCluster(command, config.cluster).run()
+
+
+class TrainingProcess:
+    """What the roles have in common: settings, model and source."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        from models.two_tower import TwoTowerConfig
+
+        sections = {"specification": Specification, "model": TwoTowerConfig, "train": TrainConfig}
+        settings = load_settings(arguments.config, arguments.overrides, sections)
+        self._specification = cast(Specification, settings["specification"])
+        self._model_config = cast("TwoTowerConfig", settings["model"])
+        self._config = cast(TrainConfig, settings["train"])
+        self._model = self._make_model()
+
+    def _make_model(self) -> Model:
+        from models.two_tower import TwoTower
+
+        return TwoTower(self._specification, self._model_config)
+
+    def _source(self) -> Source:
+        from streaming.archive import ArchiveSource
+        from streaming.kafka import KafkaSource
+
+        schema = self._specification.sample_schema
+        source = self._config.source
+        if source.archive is not None:
+            return ArchiveSource(source.archive.directory, schema, replays=source.archive.replays)
+        return KafkaSource(source.kafka, schema)
+
+    def register_reader(self) -> None:
+        """Makes samples readable from graphs in this process, a worker."""
+        from streaming.reader import RangeReader
+
+        directory = Path(self._config.directory) / "dead-letters"
+        RangeReader(self._source(), self._model.inputs, dead_letters=directory).register()
+
+    def coordinate(self, topology: Topology) -> int:
+        """Runs the coordinator, and ends this process with its exit code."""
+        # TensorFlow's threads would keep the process alive, or end it by a crash.
+        return _exit_now(run_job(lambda _: self._life(topology)))
+
+    def _life(self, topology: Topology) -> int:
+        from streaming.coordinator import Coordinator, run_restartable
+
+        coordinator = Coordinator(
+            self._model,
+            self._source(),
+            config=self._config,
+            topology=topology,
+            fingerprints=self._fingerprints(),
+        )
+        signal.signal(signal.SIGTERM, lambda *_: coordinator.stop())
+        started = time.monotonic()
+        ledger = run_restartable(coordinator.run)
+        if ledger is None:
+            return EXIT_RETRY
+        _show(ledger, time.monotonic() - started)
+        return EXIT_DONE
+
+    def _fingerprints(self) -> dict[str, str]:
+        frequency = self._config.frequency.model_dump_json()
+        model = self._model_config.model_dump_json() + frequency
+        return {
+            "specification": self._specification.fingerprint,
+            "model": hashlib.sha256(model.encode()).hexdigest()[:16],
+            "samples": schema_fingerprint(self._specification.sample_schema),
+        }
+
+
+def _exit_now(code: int) -> int:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    logging.shutdown()
+    os._exit(code)
+
+
+def _show(ledger: Ledger, seconds: float) -> None:
+    totals = ledger.totals
+    table = Table(title="Training, by the ledger")
+    for column in ("records", "samples", "mini-batches", "rejected", "lost", "torn pushes"):
+        table.add_column(column, justify="right")
+    counts = (
+        totals.records,
+        totals.samples,
+        totals.batches,
+        totals.rejects,
+        totals.lost,
+        totals.torn,
+    )
+    table.add_row(*[f"{count:,}" for count in counts])
+    Console().print(table, f"{seconds:.1f} s in this life of the coordinator", sep="\n")
+
+
+def _follow_parent() -> None:
+    """Ends this process when its launcher is gone, however that ended."""
+    parent = os.environ.get("HEADRACE_PARENT")
+    if parent is None:
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(parent):
+            time.sleep(1.0)
+        os._exit(EXIT_RETRY)
+
+    threading.Thread(target=watch, name="follow-parent", daemon=True).start()
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(main))

@@ -1,0 +1,136 @@
+"""The processes of a training run: who they are, where they listen, and how a server serves.
+
+Roles: `ps` (parameter servers), `worker` and `coordinator`, which TensorFlow calls `chief`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import re
+import signal
+import threading
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from pipeline.schema import InputError
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+logger = logging.getLogger(__name__)
+
+ROLES: Final = ("coordinator", "worker", "ps")
+_TF_NAMES: Final = {"coordinator": "chief", "worker": "worker", "ps": "ps"}
+_ORDINAL = re.compile(r"-(\d+)$")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Topology:
+    """The addresses (host:port) of all processes of a run, the same in each of them."""
+
+    coordinator: str
+    workers: tuple[str, ...]
+    ps: tuple[str, ...]
+
+    @property
+    def jobs(self) -> dict[str, list[str]]:
+        """The addresses under TensorFlow's names of the roles."""
+        # The coordinator stands in it by its real address: workers on other hosts answer to it.
+        return {"chief": [self.coordinator], "worker": list(self.workers), "ps": list(self.ps)}
+
+    @property
+    def ps_devices(self) -> list[str]:
+        """One device per parameter server."""
+        return [f"/job:ps/replica:0/task:{task}/device:CPU:0" for task in range(len(self.ps))]
+
+    def address(self, role: str, index: int) -> str:
+        """Returns where a process listens.
+
+        Raises:
+            InputError: If the topology has no such process.
+        """
+        addresses = self.jobs[_TF_NAMES[role]]
+        if not 0 <= index < len(addresses):
+            raise InputError(
+                f"--index: found {index}; expected 0 to {len(addresses) - 1} for role {role}"
+            )
+        return addresses[index]
+
+
+def topology_from_environment(environment: Mapping[str, str]) -> tuple[Topology, str, int]:
+    """Reads TF_CONFIG, as Kubernetes operators and TensorFlow itself use it.
+
+    Returns:
+        The topology, and this process's role and index.
+
+    Raises:
+        InputError: If TF_CONFIG is missing or has another form.
+    """
+    try:
+        stored = json.loads(environment["TF_CONFIG"])
+        jobs, task = stored["cluster"], stored["task"]
+        roles = {name: role for role, name in _TF_NAMES.items()}
+        topology = Topology(jobs["chief"][0], tuple(jobs["worker"]), tuple(jobs["ps"]))
+        return topology, roles[task["type"]], int(task["index"])
+    except (KeyError, ValueError, IndexError, TypeError) as error:
+        found = environment.get("TF_CONFIG", "nothing")
+        raise InputError(
+            f"TF_CONFIG: found {found[:200]!r}; expected JSON with cluster.{{chief,worker,ps}} and"
+            " task.{type,index}; or give --role, --ps, --workers and --coordinator"
+        ) from error
+
+
+def index_from_hostname(hostname: str) -> int:
+    """Returns the ordinal of a StatefulSet's pod: 2 for `headrace-worker-2`, 0 without one."""
+    match = _ORDINAL.search(hostname)
+    return int(match.group(1)) if match else 0
+
+
+def serve(topology: Topology, role: str, index: int) -> int:
+    """Runs a worker or a parameter server until SIGTERM.
+
+    Returns:
+        0, on SIGTERM: its work is elsewhere, in the checkpoint or in a retry.
+    """
+    import tensorflow as tf  # the launcher imports this module and must stay light
+
+    server = tf.distribute.Server(
+        tf.train.ClusterSpec(topology.jobs),
+        job_name=_TF_NAMES[role],
+        task_index=index,
+        protocol="grpc",
+    )
+    logger.info("%s %d serves at %s", role, index, topology.address(role, index))
+    stopped = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    stopped.wait()  # server.join() would never return
+    del server
+    os._exit(0)  # TensorFlow's server threads do not end by themselves
+
+
+def connect(topology: Topology) -> tf.distribute.coordinator.ClusterCoordinator:
+    """Connects this process, the coordinator, to its servers; waits until all of them answer."""
+    import tensorflow as tf
+
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec(topology.jobs), rpc_layer="grpc", task_type="chief", task_id=0
+    )
+    strategy = tf.distribute.ParameterServerStrategy(resolver)
+    return tf.distribute.coordinator.ClusterCoordinator(strategy)
+
+
+def free_addresses(count: int) -> Sequence[str]:
+    """Returns loopback addresses with ports that are free now."""
+    import socket
+
+    sockets: list[Any] = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()

@@ -1,0 +1,188 @@
+"""The plan and the ledger: which ranges to train on, and which have been.
+
+The delivery guarantee, in full:
+
+No sample is lost, and each is applied once on every parameter server. After the loss of a worker
+its range in flight is retried and counts once. After the loss of the coordinator or a parameter
+server, training resumes from a checkpoint in which every sample before the ledger was applied once
+and none after it. A push that a crash cut in the middle is detected and, by `on_torn_push`,
+answered with a restore (default) or counted. Records that cannot be decoded go to a dead-letter
+file with their offset and reason and are counted, as are records that the broker deleted before
+they were read; past a set share of rejects the trainer stops.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pipeline.schema import InputError
+from streaming.source import Partition, Range
+
+
+@dataclasses.dataclass(slots=True)
+class Totals:
+    """Counts over all ranges in the ledger.
+
+    Attributes:
+        records: Offsets passed, the rejected and the lost included.
+        samples: Samples applied.
+        batches: Mini-batches applied.
+        rejects: Records that could not be decoded.
+        lost: Records that the source deleted before they were read.
+        torn: Pushes to a server that a crash cut in the middle, counted instead of restored.
+    """
+
+    records: int = 0
+    samples: int = 0
+    batches: int = 0
+    rejects: int = 0
+    lost: int = 0
+    torn: int = 0
+
+    @property
+    def reject_share(self) -> float:
+        """The share of records that were rejected or lost."""
+        return (self.rejects + self.lost) / self.records if self.records else 0.0
+
+
+class Ledger:
+    """What has been applied: the next offset of each partition, and totals.
+
+    Ranges finish in any order. A finished range is noted at once; `offsets` moves over it when all
+    before it in its partition are finished too. A checkpoint is taken when nothing is in flight:
+    then the two agree, and everything before `offsets` is in the saved state, and nothing after.
+    """
+
+    def __init__(self, offsets: Mapping[Partition, int], identity: Mapping[str, str]) -> None:
+        self.offsets = dict(offsets)
+        self.identity = dict(identity)
+        self.totals = Totals()
+        self._ahead: dict[Partition, dict[int, int]] = {}
+
+    def commit(self, done: Range, totals: Totals) -> None:
+        """Notes a range that every parameter server has applied.
+
+        Raises:
+            ValueError: If the range was noted before, or overlaps one that was.
+        """
+        ahead = self._ahead.setdefault(done.partition, {})
+        next_offset = self.offsets.setdefault(done.partition, done.start)
+        if done.start < next_offset or done.start in ahead:
+            raise ValueError(f"{done} is in the ledger already; expected a start >= {next_offset}")
+        ahead[done.start] = done.end
+        while next_offset in ahead:
+            next_offset = ahead.pop(next_offset)
+        self.offsets[done.partition] = next_offset
+        for field in dataclasses.fields(Totals):
+            summed = getattr(self.totals, field.name) + getattr(totals, field.name)
+            setattr(self.totals, field.name, summed)
+
+    @property
+    def settled(self) -> bool:
+        """Whether no finished range waits for an earlier one: only then may it be saved."""
+        return not any(self._ahead.values())
+
+    def to_json(self) -> str:
+        """Serialises a settled ledger.
+
+        Raises:
+            ValueError: If a finished range waits for an earlier one.
+        """
+        if not self.settled:
+            raise ValueError(f"the ledger has holes before {self._ahead}; expected none in flight")
+        positions = [
+            {"topic": partition.topic, "partition": partition.number, "offset": offset}
+            for partition, offset in sorted(self.offsets.items())
+        ]
+        totals = dataclasses.asdict(self.totals)
+        return json.dumps({"offsets": positions, "totals": totals, "identity": self.identity})
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Reads what `to_json` wrote."""
+        stored: dict[str, Any] = json.loads(text)
+        offsets = {
+            Partition(entry["topic"], entry["partition"]): entry["offset"]
+            for entry in stored["offsets"]
+        }
+        ledger = cls(offsets, stored["identity"])
+        ledger.totals = Totals(**stored["totals"])
+        return ledger
+
+    def check_identity(self, found: Mapping[str, str]) -> None:
+        """Refuses offsets that were counted in another life of a topic.
+
+        Raises:
+            InputError: If a topic's identity differs from the one that the offsets belong to.
+        """
+        for topic, stored in self.identity.items():
+            if found.get(topic) != stored:
+                raise InputError(
+                    f"topic {topic!r}: found identity {found.get(topic)}, expected {stored}: it is"
+                    " not the stream that the checkpoint's offsets were counted in (deleted and"
+                    " created again, or its files changed); train from it in a new directory"
+                )
+
+
+class Plan:
+    """Hands out ranges, from the partition that has advanced least; thread-safe.
+
+    `upcoming` ranges are cut a few ahead, so that a worker can be told which one probably follows.
+    """
+
+    def __init__(self, start: Mapping[Partition, int], *, records_per_range: int) -> None:
+        self._start = dict(start)
+        self._next = dict(start)
+        self._end: dict[Partition, int] = {}
+        self._records_per_range = records_per_range
+        self._upcoming: deque[Range] = deque()
+        self._lock = threading.Lock()
+
+    def extend(self, ends: Mapping[Partition, int]) -> None:
+        """Makes known up to where each partition can be read now."""
+        with self._lock:
+            for partition, end in ends.items():
+                self._start.setdefault(partition, 0)
+                self._next.setdefault(partition, self._start[partition])
+                self._end[partition] = max(end, self._end.get(partition, 0))
+
+    def take(self, *, look_ahead: int) -> tuple[Range, Range | None] | None:
+        """Returns the next range and the one `look_ahead` places after it, or None at the end."""
+        with self._lock:
+            while len(self._upcoming) <= look_ahead:
+                following = self._cut()
+                if following is None:
+                    break
+                self._upcoming.append(following)
+            if not self._upcoming:
+                return None
+            wanted = self._upcoming.popleft()
+            enough = len(self._upcoming) >= look_ahead
+            return wanted, self._upcoming[look_ahead - 1] if enough and look_ahead else None
+
+    def _cut(self) -> Range | None:
+        behind = [(self._advance(p), p) for p, end in self._end.items() if self._next[p] < end]
+        if not behind:
+            return None
+        partition = min(behind)[1]
+        start = self._next[partition]
+        end = min(start + self._records_per_range, self._end[partition])
+        self._next[partition] = end
+        return Range(partition, start, end)
+
+    def _advance(self, partition: Partition) -> float:
+        """Returns the share of a partition that has been handed out."""
+        start, end = self._start[partition], self._end[partition]
+        return (self._next[partition] - start) / (end - start)
+
+    @property
+    def remaining(self) -> int:
+        """Records that can be read and have not been handed out."""
+        with self._lock:
+            cut = sum(r.end - r.start for r in self._upcoming)
+            return cut + sum(end - self._next[p] for p, end in self._end.items())

@@ -1,0 +1,226 @@
+"""Reading a range inside a worker, and how a graph on the worker reaches Python there.
+
+A scheduled function's `tf.py_function` runs in the *coordinator's* process. The raw `PyFunc` op
+instead looks its token up where it executes, in a registry that TensorFlow keeps private. This
+module is the only one that touches it; `worker_pid` is the self-test with which the coordinator
+proves at start that reads happen in the workers (see `Coordinator.check_workers`).
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import os
+import threading
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import tensorflow as tf
+from tensorflow.python.ops import script_ops
+
+from models.contract import FeatureValue, Input
+from pipeline.schema import PADDING
+from streaming.source import (
+    Partition,
+    Range,
+    ReadResult,
+    SchemaMismatchError,
+    Source,
+    SourceUnavailableError,
+)
+
+logger = logging.getLogger(__name__)
+
+_READ_TOKEN = "headrace.read_range"  # noqa: S105 - a name in TensorFlow's registry, not a secret
+_PID_TOKEN = "headrace.process_id"  # noqa: S105
+
+
+class Status(enum.IntEnum):
+    """How a read ended; anything but OK means that nothing may be learned from it."""
+
+    OK = 0
+    UNAVAILABLE = 1
+    SCHEMA_MISMATCH = 2
+    FAILED = 3
+
+
+class RangeReader:
+    """Reads ranges in a worker: never raises, since an error in a closure ends the whole run.
+
+    A read ahead of the next range overlaps with training on this one. Samples are shuffled within
+    their range by a seed made from the range, so a retry sees the same order. Rejected records go
+    to one dead-letter file per range, whose name makes a retry overwrite it.
+    """
+
+    def __init__(self, source: Source, inputs: Sequence[Input], *, dead_letters: Path) -> None:
+        self._source = source
+        self._inputs = list(inputs)
+        self._dead_letters = dead_letters
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead")
+        self._ahead: tuple[Range, Future[list[np.ndarray]]] | None = None
+        self._lock = threading.Lock()
+
+    def register(self) -> None:
+        """Makes this reader reachable from graphs that run in this process."""
+        _REGISTERED.update({_READ_TOKEN: self._read_for_graph, _PID_TOKEN: _process_id})
+        script_ops._py_funcs._funcs.update(_REGISTERED)  # noqa: SLF001 - see the module's docstring
+
+    def _read_for_graph(self, topic: bytes, numbers: np.ndarray) -> list[np.ndarray]:
+        number, start, end, next_number, next_start, next_end = (int(n) for n in numbers)
+        name = topic.decode()
+        wanted = Range(Partition(name, number), start, end)
+        likely = Range(Partition(name, next_number), next_start, next_end)
+        with self._lock:
+            columns = self._take(wanted)
+            if next_end > next_start:
+                self._ahead = (likely, self._pool.submit(self._columns, likely))
+        return columns
+
+    def _take(self, wanted: Range) -> list[np.ndarray]:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[0] == wanted:
+            return ahead[1].result()
+        if ahead is not None and not ahead[1].cancel():
+            ahead[1].result()  # one thread at a time may use the source
+        return self._pool.submit(self._columns, wanted).result()
+
+    def _columns(self, wanted: Range) -> list[np.ndarray]:
+        """Returns [status, counts, detail] and the columns, flat, in the order of the inputs."""
+        status, detail = Status.OK, ""
+        empty = pa.table({i.name: pa.array([], type=_arrow_type(i)) for i in self._inputs})
+        result = ReadResult(empty, [], 0)
+        try:
+            result = self._source.read(wanted)
+            self._write_dead_letters(wanted, result)
+        except SourceUnavailableError as error:
+            status, detail = Status.UNAVAILABLE, str(error)
+        except SchemaMismatchError as error:
+            status, detail = Status.SCHEMA_MISMATCH, str(error)
+        except Exception as error:  # noqa: BLE001 - goes to the coordinator, which stops the run
+            logger.exception("reading %s failed", wanted)
+            status, detail = Status.FAILED, f"{type(error).__name__}: {error}"
+        samples = _shuffled(result.samples, wanted)
+        counts = [int(status), samples.num_rows, len(result.rejects), result.lost]
+        arrays = [np.array(counts, np.int64), np.array(detail.encode(), object)]
+        for column in self._inputs:
+            arrays += _flat_arrays(column, samples.column(column.name))
+        return arrays
+
+    def _write_dead_letters(self, wanted: Range, result: ReadResult) -> None:
+        if not result.rejects:
+            return
+        rows = [
+            {
+                "topic": wanted.partition.topic,
+                "partition": wanted.partition.number,
+                "offset": reject.offset,
+                "reason": reject.reason,
+                "detail": reject.detail,
+                "payload": reject.payload,
+            }
+            for reject in result.rejects
+        ]
+        self._dead_letters.mkdir(parents=True, exist_ok=True)
+        name = f"{wanted.partition.topic}-{wanted.partition.number}-{wanted.start}-{wanted.end}"
+        temporary = self._dead_letters / f".{name}.{os.getpid()}"
+        pq.write_table(pa.Table.from_pylist(rows), temporary)
+        temporary.replace(self._dead_letters / f"{name}.parquet")
+
+
+# TensorFlow's registry holds weak references only.
+_REGISTERED: dict[str, Callable[..., Any]] = {}
+
+
+def _process_id() -> np.ndarray:
+    return np.array(os.getpid(), np.int64)
+
+
+def worker_pid() -> tf.Tensor:
+    """Returns the id of the process that runs this graph: the self-test of the registry."""
+    (pid,) = tf.raw_ops.PyFunc(input=[], token=_PID_TOKEN, Tout=[tf.int64])
+    return tf.ensure_shape(pid, [])
+
+
+def read_range(
+    topic: tf.Tensor, numbers: tf.Tensor, inputs: Sequence[Input]
+) -> tuple[tf.Tensor, tf.Tensor, dict[str, FeatureValue]]:
+    """Reads a range where this graph runs.
+
+    Args:
+        topic: string scalar.
+        numbers: [6] int64: partition number, start and end of the range, and the same of the range
+            that is likely to follow here (start = end: none).
+        inputs: The columns to read.
+
+    Returns:
+        counts ([4] int64: status, samples, rejects, lost), detail (string scalar) and the features
+        by name, raw.
+    """
+    types: list[tf.DType] = [tf.int64, tf.string]
+    for column in inputs:
+        types += [column.dtype, tf.int64] if column.ragged else [column.dtype]
+    outputs = list(tf.raw_ops.PyFunc(input=[topic, numbers], token=_READ_TOKEN, Tout=types))
+    counts, detail = tf.ensure_shape(outputs[0], [4]), tf.ensure_shape(outputs[1], [])
+    rest = iter(outputs[2:])
+    features: dict[str, FeatureValue] = {}
+    for column in inputs:
+        shape = [None] if column.size is None else [None, column.size]
+        values = tf.ensure_shape(next(rest), shape)
+        if column.ragged:
+            lengths = tf.ensure_shape(next(rest), [None])
+            values = tf.RaggedTensor.from_row_lengths(values, lengths, validate=False)
+        features[column.name] = values
+    return counts, detail, features
+
+
+def to_features(samples: pa.Table, inputs: Sequence[Input]) -> dict[str, FeatureValue]:
+    """Turns samples into raw features in this process, as `read_range` does in a worker."""
+    result: dict[str, FeatureValue] = {}
+    for column in inputs:
+        arrays = _flat_arrays(column, samples.column(column.name))
+        value = tf.constant(arrays[0], column.dtype)
+        if column.ragged:
+            value = tf.RaggedTensor.from_row_lengths(value, arrays[1], validate=False)
+        result[column.name] = value
+    return result
+
+
+def _shuffled(samples: pa.Table, wanted: Range) -> pa.Table:
+    # crc32, not hash(): the builtin differs from process to process.
+    seed = [zlib.crc32(wanted.partition.topic.encode()), wanted.partition.number, wanted.start]
+    order = np.random.default_rng(seed).permutation(samples.num_rows)
+    return samples.take(pa.array(order))
+
+
+def _arrow_type(column: Input) -> pa.DataType:
+    scalar = {tf.int64: pa.int64(), tf.string: pa.string(), tf.float32: pa.float32()}[column.dtype]
+    return pa.list_(scalar) if column.ragged or column.size is not None else scalar
+
+
+def _flat_arrays(column: Input, chunks: pa.ChunkedArray) -> list[np.ndarray]:
+    """Returns [values], or [values, row lengths] of a ragged column."""
+    array = chunks.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):  # no chunk, or too many bytes for one
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
+    if column.ragged:
+        lengths = pc.fill_null(pc.list_value_length(array), 0)
+        return [_numpy(column, array.flatten()), lengths.to_numpy(False).astype(np.int64)]
+    if column.size is not None:
+        return [_numpy(column, array.flatten()).reshape(-1, column.size)]
+    return [_numpy(column, array)]
+
+
+def _numpy(column: Input, array: pa.Array) -> np.ndarray:
+    if column.dtype == tf.string:
+        return np.array(pc.fill_null(array.cast(pa.binary()), b"").to_pylist(), object)
+    missing_integer = 0 if column.table is None else PADDING["int64"]
+    empty = float("nan") if column.dtype == tf.float32 else missing_integer
+    values = pc.fill_null(array, empty).to_numpy(zero_copy_only=False)
+    return values.astype(column.dtype.as_numpy_dtype, copy=False)

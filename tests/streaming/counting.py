@@ -1,0 +1,45 @@
+"""A model that counts: its one table has a row per sample, and a step adds 1 to the row.
+
+The counters are pushed, checkpointed and restored like any parameter, so what they hold after a
+run says how often each sample's update is in the state, whatever logs and ledgers claim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import tensorflow as tf
+
+from models.contract import FeatureValue, Input, Optimizer, Table, Tensors, Weight
+
+COLUMN = "sample_number"
+_ADD_ONE = Optimizer(kind="sgd", learning_rate=1.0)
+
+
+class CountingModel:
+    """Table `counter` [samples, 1]: +1 a sample. Weight `batches` [1]: +1 a mini-batch."""
+
+    def __init__(self, num_samples: int) -> None:
+        self.tables = [
+            Table(
+                name="counter", buckets=num_samples, dim=1, initial_bound=0, optimizer=_ADD_ONE
+            )
+        ]
+        self.weights = [Weight(name="batches", shape=(1,), initial_bound=0, optimizer=_ADD_ONE)]
+        self.inputs = [Input(name=COLUMN, dtype=tf.int64, table="counter")]
+        self.candidate_input = COLUMN
+
+    def encode(self, features: Mapping[str, FeatureValue]) -> dict[str, FeatureValue]:
+        return dict(features)
+
+    def loss(
+        self,
+        features: Mapping[str, FeatureValue],
+        *,
+        tables: Tensors,
+        weights: Tensors,
+        candidate_sampling_probability: tf.Tensor | None,
+    ) -> tf.Tensor:
+        del candidate_sampling_probability
+        rows = tf.gather(tables["counter"], features[COLUMN])
+        return -tf.reduce_sum(rows) - tf.reduce_sum(weights["batches"])
