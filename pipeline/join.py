@@ -141,7 +141,9 @@ def label(
     )
     is_play = (pl.col(s.ACTION) == "play") & (pl.col("_share") >= pl.col("_rule_share"))
     qualifying = graded.filter((pl.col(s.ACTION) == pl.col("_rule_action")) | is_play)
-    reward = pl.when(pl.col("_rule_share").is_null()).then(1.0).otherwise(pl.col("_share").clip(0, 1))
+    reward = (
+        pl.when(pl.col("_rule_share").is_null()).then(1.0).otherwise(pl.col("_share").clip(0, 1))
+    )
     positives = qualifying.group_by("impression").agg(
         reward.max().cast(pl.Float32).alias(s.REWARD),
         pl.col(s.TIMESTAMP_MS).min().alias(OUTCOME_TIME_MS),

@@ -76,7 +76,9 @@ def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
 def count_reasons(rejects: Iterable[Reject]) -> dict[str, int]:
     """Returns the number of rejects per reason."""
     reasons = pa.array([reject.reason for reject in rejects], pa.string())
-    return {str(pair["values"]): int(pair["counts"]) for pair in pc.value_counts(reasons).to_pylist()}
+    return {
+        str(pair["values"]): int(pair["counts"]) for pair in pc.value_counts(reasons).to_pylist()
+    }
 
 
 def require_good_input(report: Report, *, max_reject_share: float, rejected: Path) -> None:

@@ -32,6 +32,7 @@ from pipeline.specification import Specification
 from pipeline.statistics import STATISTICS, AttachItemStatistics
 from pipeline.write import open_run, write_part, write_rejects
 
+
 class SamplesConfig(BaseModel):
     """What to read, how to join, where to write."""
 

@@ -44,7 +44,7 @@ def list_item_times(part: int, made: UserPart) -> pa.Table:
             _ROW: pa.array(np.arange(num_rows, dtype=np.int64)),
         }
         for name, column in columns.items():
-            table = table.append_column(name, column)  # noqa: PLW2901 -- built up
+            table = table.append_column(name, column)
         tables.append(table)
     return pa.concat_tables(tables)
 

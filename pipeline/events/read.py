@@ -98,7 +98,9 @@ def find_files(inputs: Sequence[str]) -> list[str]:
     return sorted(files)
 
 
-def plan_splits(files: Sequence[str], types: Mapping[str, str], required: Sequence[str]) -> list[Split]:
+def plan_splits(
+    files: Sequence[str], types: Mapping[str, str], required: Sequence[str]
+) -> list[Split]:
     """Looks at every file's footer or first lines and cuts it into splits.
 
     Args:
@@ -200,14 +202,14 @@ def is_accepted(found: pa.DataType, expected: str, *, column: str) -> bool:
             or pa.types.is_large_list(found)
             or pa.types.is_fixed_size_list(found)
         )
-        return is_list and is_accepted(found.value_type, expected[5:-1], column=column)
+        return bool(is_list) and is_accepted(found.value_type, expected[5:-1], column=column)
     if expected == "int64":
         if column == s.TIMESTAMP_MS and pa.types.is_timestamp(found):
             return True
-        return pa.types.is_integer(found) and found != pa.uint64()
+        return bool(pa.types.is_integer(found)) and found != pa.uint64()
     if expected == "float32":
-        return pa.types.is_floating(found) or pa.types.is_integer(found)
-    return pa.types.is_string(found) or pa.types.is_large_string(found) or found == pa.string_view()
+        return bool(pa.types.is_floating(found) or pa.types.is_integer(found))
+    return found in (pa.string(), pa.large_string(), pa.string_view())
 
 
 def conform(table: pa.Table, types: Mapping[str, str]) -> pa.Table:

@@ -93,7 +93,9 @@ def checks(specification: Specification, *, outcomes_need_features: bool) -> lis
     for name in feature_columns(specification):
         check = _not_null(name)
         found.append(dataclasses.replace(check, broken=shown & check.broken))
-    sizes = {f.name: f.size for f in specification.query_features + specification.candidate_features}
+    sizes = {
+        f.name: f.size for f in specification.query_features + specification.candidate_features
+    }
     found += [
         Check("wrong_size", name, f"{size} numbers", pl.col(name).list.len() != size)
         for name, size in sizes.items()
@@ -132,7 +134,10 @@ def _value_checks(name: str, kind: str) -> list[Check]:
         return []
     item = pl.element()
     no_nulls = Check(
-        "missing_column_value", name, "no null in the list", column.list.eval(item.is_null()).list.any()
+        "missing_column_value",
+        name,
+        "no null in the list",
+        column.list.eval(item.is_null()).list.any(),
     )
     if kind == "list<float32>":
         broken = column.list.eval(~item.is_finite()).list.any()
