@@ -1,8 +1,9 @@
 """Sample streams to parameters, on TensorFlow parameter servers.
 
-Read in the order in which a sample passes: `record > source > archive, kafka` (where samples come
-from), `reader > frequency > step` (what a worker does with a range of them), `ledger > coordinator >
-checkpoint` (who decides and who remembers), `cluster` (the processes), `metrics`.
+Read in the order in which a sample passes: `source > archive, kafka` (where samples come from; what
+a Kafka record looks like is `pipeline.record`), `reader > frequency > step` (what a worker does with
+a range of them), `ledger > coordinator > checkpoint` (who decides and who remembers), `cluster` (the
+processes), `metrics`.
 """
 
 import os

@@ -112,10 +112,6 @@ class ArchiveSource:
             partition: log.rows * self._replays for partition, log in sorted(self._logs.items())
         }
 
-    def samples_per_offset(self) -> int:
-        """Returns 1: an offset is a row."""
-        return 1
-
     def identity(self) -> dict[str, str]:
         """Returns a fingerprint of what the meaning of offsets rests on; see the class."""
         files = sorted(

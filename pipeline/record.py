@@ -1,0 +1,96 @@
+"""The stream record: one Arrow IPC batch of many samples. Who writes and who reads share it.
+
+The batch itself is not compressed: Kafka compresses whole sets of records, which reads several
+times faster than compression inside Arrow's stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import pyarrow as pa
+
+from pipeline.schema import conform, schema_fingerprint
+
+FORMAT_HEADER: Final = "headrace-format"
+SCHEMA_HEADER: Final = "headrace-schema"
+FORMAT: Final = b"arrow-ipc/1"
+
+Headers = Sequence[tuple[str, bytes]]
+
+
+class RecordError(ValueError):
+    """A record is not one that this version can read.
+
+    Attributes:
+        reason: A short identifier, to count by: `no-value`, `unknown-format`, `undecodable`.
+        detail: What was found and what was expected, for a person.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+def encode(samples: pa.Table) -> tuple[bytes, Headers]:
+    """Returns the value and the headers of a record that holds all the samples.
+
+    Args:
+        samples: One row per sample, of any columns.
+    """
+    batch = samples.combine_chunks().to_batches()
+    rows = batch[0] if batch else pa.RecordBatch.from_pylist([], schema=samples.schema)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, samples.schema) as writer:
+        writer.write_batch(rows)
+    fingerprint = schema_fingerprint(samples.schema).encode()
+    return sink.getvalue().to_pybytes(), [(FORMAT_HEADER, FORMAT), (SCHEMA_HEADER, fingerprint)]
+
+
+def decode(value: bytes | None, headers: Headers, *, schema: pa.Schema, where: str) -> pa.Table:
+    """Returns a record's samples with the columns of `schema`; extra columns are dropped.
+
+    The schema header is for those who route or inspect records without opening them; here the
+    payload's own schema decides. The result shares the memory of `value`.
+
+    Args:
+        value: The record's value; None is what Kafka calls a tombstone.
+        headers: The record's headers.
+        schema: The columns that are wanted, in the order they are wanted.
+        where: Names the record in messages: topic, partition and offset.
+
+    Raises:
+        RecordError: If the bytes are not one whole Arrow batch in our format.
+        SchemaMismatchError: If a column is missing or has another type.
+    """
+    if value is None:
+        raise RecordError("no-value", "found a record without a value; expected an Arrow batch")
+    found = dict(headers).get(FORMAT_HEADER)
+    if found != FORMAT:
+        shown = "none" if found is None else repr(found[:50])
+        raise RecordError(
+            "unknown-format", f"header {FORMAT_HEADER}: found {shown}; expected {FORMAT!r}"
+        )
+    return conform(pa.Table.from_batches([_only_batch(value)]), schema, where=where)
+
+
+def _only_batch(value: bytes) -> pa.RecordBatch:
+    try:
+        with pa.ipc.open_stream(pa.py_buffer(value)) as stream:
+            batches = list(stream)
+        for batch in batches:
+            # Lengths and offsets that lie would crash the process later, far from here.
+            batch.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        cause = " ".join(str(error).split())
+        raise RecordError(
+            "undecodable", f"found {len(value)} bytes that are no Arrow IPC stream ({cause[:200]})"
+        ) from error
+    if len(batches) != 1:
+        # A stream that is cut between two messages looks whole, only shorter.
+        raise RecordError(
+            "undecodable", f"found {len(batches)} batches in {len(value)} bytes; expected one"
+        )
+    return batches[0]
