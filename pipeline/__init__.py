@@ -8,8 +8,8 @@ A sample passes the modules in this order:
     join                    impressions with their outcomes: labels
     history > retrieval     what was known *before* the event, never after: retrieval samples
     statistics              the same of items, which takes a second shuffle
-    manifest                what a folder of samples says of itself; how to read it
-    report > write          counts; `dt=YYYY-MM-DD/` files and the manifest, atomically
+    manifest > write        counts; `dt=YYYY-MM-DD/` files and their manifest, atomically
     samples                 all of it wired together
+    record, connection      samples as Kafka records; what all Kafka clients share
     publish                 sample files to Kafka
 """

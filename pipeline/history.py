@@ -7,12 +7,14 @@ its impression's.
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import numpy as np
 import pyarrow as pa
 
 from pipeline.shuffle import IntArray, encode_keys, end_positions, start_positions
 
-Column = pa.Array | pa.ChunkedArray
+Column: TypeAlias = pa.Array | pa.ChunkedArray
 
 
 def recent_items(

@@ -23,9 +23,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline import schema as s
 from pipeline.events.json_lines import Reject
 from pipeline.events.read import Split, find_files, fingerprint_file, plan_splits, read_split
-from pipeline.events.validate import checks, needed_types, required_columns, validate
-from pipeline.manifest import REJECTED_NAME, Manifest
-from pipeline.report import Report, count_reasons, merge_reports, require_good_input
+from pipeline.events.validate import checks, count_reasons, needed_types, required_columns, validate
+from pipeline.manifest import (
+    REJECTED_NAME,
+    Manifest,
+    Report,
+    merge_reports,
+    require_good_input,
+)
 from pipeline.retrieval import UserPart, make_user_part
 from pipeline.shuffle import CutByKey, Origin, Piece, join_pieces
 from pipeline.specification import Specification

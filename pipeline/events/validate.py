@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline import schema as s
 from pipeline.events.json_lines import RAW_BYTES, Reject
@@ -176,3 +177,11 @@ def validate(block: RawBlock, rules: Sequence[Check]) -> tuple[pa.Table, list[Re
         detail = f"{rule.column}: found {found}; expected {rule.expected}"
         rejects.append(Reject(number, rule.reason, detail, raw[:RAW_BYTES]))
     return accepted, sorted(rejects, key=lambda reject: reject.row)
+
+
+def count_reasons(rejects: Iterable[Reject]) -> dict[str, int]:
+    """Returns the number of rejects per reason."""
+    reasons = pa.array([reject.reason for reject in rejects], pa.string())
+    return {
+        str(pair["values"]): int(pair["counts"]) for pair in pc.value_counts(reasons).to_pylist()
+    }
