@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from pydantic import ValidationError
+
+from models.features import arrow_features, hash_ids
+from models.index import split_parameters
+from models.two_tower import TwoTowerConfig
+from tests.models import toy
+
+
+def test_declares_tables_weights_and_inputs_of_the_specification() -> None:
+    model = toy.model()
+    assert [(each.name, each.buckets, each.dim) for each in model.tables] == [
+        ("users", 64, 4),
+        ("items", 97, 4),
+    ]
+    # Query: 4 (user) + 4 (history) + 1 (age); candidate: 4 (item) + 1 (positives) + 2 (image).
+    assert [(each.name, each.shape) for each in model.weights if "kernel" in each.name] == [
+        ("query/0/kernel", (9, 6)),
+        ("query/1/kernel", (6, 4)),
+        ("candidate/0/kernel", (7, 6)),
+        ("candidate/1/kernel", (6, 4)),
+    ]
+    names = "user_id history_item_id age item_id item_positives image reward"
+    assert [each.name for each in model.inputs] == names.split()
+    assert model.candidate_input == "item_id"
+    assert toy.model(logq="none").candidate_input is None
+
+
+def test_a_table_that_no_feature_uses_is_not_trained() -> None:
+    content = toy.specification().model_dump()
+    content["tables"]["idle"] = {"buckets": 10, "dim": 4}
+    model = toy.model()
+    wider = type(model)(type(model.specification).model_validate(content), model.config)
+    assert [each.name for each in wider.tables] == ["users", "items"]
+
+
+def test_encode_hashes_ids_and_passes_the_rest() -> None:
+    model = toy.model(ids="string")
+    raw = {"user_id": tf.constant(["u"]), "reward": tf.constant([0.25])}
+    found = model.encode(raw)
+    assert found["user_id"].numpy() == hash_ids(raw["user_id"], seed=0, buckets=64).numpy()
+    assert found["reward"].numpy().tolist() == [0.25]
+
+
+def test_vectors_have_length_one() -> None:
+    model = toy.model()
+    tables, weights = split_parameters(model, toy.parameters(model))
+    features = model.encode(arrow_features(toy.samples(), model.inputs))
+    for tower in (model.query, model.candidate):
+        found = tower(features, tables=tables, weights=weights)
+        assert found.shape == [60, 4]
+        np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1.0, rtol=1e-5)
+
+
+def test_a_few_rows_with_local_numbers_give_the_loss_of_the_whole_table() -> None:
+    model = toy.model()
+    tables, weights = split_parameters(model, toy.parameters(model))
+    features = model.encode(arrow_features(toy.samples(), model.inputs))
+    probability = tf.fill([60], 0.5)
+    whole = model.loss(
+        features, tables=tables, weights=weights, candidate_sampling_probability=probability
+    )
+    item_id, history = features["item_id"], features["history_item_id"]
+    items, local = tf.unique(tf.concat([item_id, history.values], 0), out_idx=tf.int64)
+    users, local_users = tf.unique(features["user_id"], out_idx=tf.int64)
+    features |= {
+        "item_id": local[:60],
+        "history_item_id": history.with_values(local[60:]),
+        "user_id": local_users,
+    }
+    few = {"items": tf.gather(tables["items"], items), "users": tf.gather(tables["users"], users)}
+    pulled = model.loss(
+        features, tables=few, weights=weights, candidate_sampling_probability=probability
+    )
+    assert float(pulled) == pytest.approx(float(whole), rel=1e-6)
+
+
+def test_loss_falls_when_trained_on_a_toy_set() -> None:
+    model = toy.model(logq="none")
+    tables, weights = split_parameters(model, toy.parameters(model))
+    features = model.encode(arrow_features(toy.samples(), model.inputs))
+    values = [*tables.values(), *weights.values()]
+    losses = []
+    for _ in range(30):
+        with tf.GradientTape() as tape:
+            tape.watch(values)
+            named = dict(zip([*tables, *weights], values, strict=True))
+            loss = model.loss(
+                features, tables=named, weights=named, candidate_sampling_probability=None
+            )
+        losses.append(float(loss))
+        gradients = [tf.convert_to_tensor(each) for each in tape.gradient(loss, values)]
+        values = [v - 0.05 * g for v, g in zip(values, gradients, strict=True)]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    model = toy.model()
+    tables, weights = split_parameters(model, toy.parameters(model))
+    features = model.encode(arrow_features(toy.samples(), model.inputs))
+    with tf.GradientTape() as tape:
+        tape.watch([tables, weights])
+        loss = model.loss(
+            features,
+            tables=tables,
+            weights=weights,
+            candidate_sampling_probability=tf.fill([60], 0.5),
+        )
+    for gradient in tf.nest.flatten(tape.gradient(loss, [tables, weights])):
+        assert np.abs(tf.convert_to_tensor(gradient)).max() > 0
+
+
+def test_logq_without_probabilities_is_refused_and_none_ignores_them() -> None:
+    tables, weights = split_parameters(toy.model(), toy.parameters(toy.model()))
+    features = toy.model().encode(arrow_features(toy.samples(), toy.model().inputs))
+
+    def loss(logq: str, probability: tf.Tensor | None) -> float:
+        model = toy.model(logq=logq)
+        return float(
+            model.loss(
+                features,
+                tables=tables,
+                weights=weights,
+                candidate_sampling_probability=probability,
+            )
+        )
+
+    skewed = tf.linspace(0.01, 1.0, 60)
+    with pytest.raises(ValueError, match=r"model\.logq: 'all' needs sampling probabilities"):
+        loss("all", None)
+    assert loss("none", skewed) == loss("none", None)
+    assert loss("all", skewed) != pytest.approx(loss("none", None), rel=1e-3)
+
+
+def test_accidental_hits_are_masked_by_item() -> None:
+    tables, weights = split_parameters(toy.model(), toy.parameters(toy.model()))
+    samples = toy.samples()
+    one_item = samples.filter([item == 2 for item in samples["item_id"].to_pylist()])
+    assert one_item.num_rows > 1
+    losses = {}
+    for masked in (True, False):
+        model = toy.model(logq="none", mask_accidental_hits=masked)
+        features = model.encode(arrow_features(one_item, model.inputs))
+        losses[masked] = float(
+            model.loss(
+                features, tables=tables, weights=weights, candidate_sampling_probability=None
+            )
+        )
+    assert losses[True] == 0.0  # every negative is the positive's own item
+    assert losses[False] > 0.1
+
+
+def test_unknown_configuration_key_is_refused() -> None:
+    with pytest.raises(ValidationError, match="temprature"):
+        TwoTowerConfig.model_validate({"temprature": 0.1})
