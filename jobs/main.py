@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return EXIT_BAD_INPUT
     _set_up_logging()
-    module = "jobs.bench.main" if command == "bench" else f"jobs.{command}"
+    module = f"jobs.{command}.main" if command in ("bench", "demo") else f"jobs.{command}"
     job: Main = importlib.import_module(module).main
     return run_job(job, rest)
 
@@ -101,6 +101,8 @@ def _set_up_logging() -> None:
     logging.basicConfig(
         level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    # Beam tells everybody who runs it without Google Cloud's libraries, at every start.
+    logging.getLogger().addFilter(lambda record: "apitools not found" not in record.getMessage())
     for room in _ROOMS:
         logging.getLogger(room).setLevel(os.environ.get("HEADRACE_LOG", "INFO"))
 

@@ -98,7 +98,7 @@ def load_settings(
     return loaded
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
+class UniqueKeyLoader(yaml.SafeLoader):
     """YAML's safe types; a key that is given twice is an error, not a silent last word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002 -- the library's signature
@@ -115,7 +115,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 def _read_mapping(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)  # noqa: S506 -- a SafeLoader
+        content = yaml.load(path.read_text(encoding="utf-8"), UniqueKeyLoader)  # noqa: S506 -- a SafeLoader
     except OSError as error:
         raise SettingsError([f"{path}: found no readable file: {error.strerror}"]) from error
     except UnicodeDecodeError as error:
@@ -141,7 +141,7 @@ def _override(content: dict[str, Any], text: str) -> _Path:
     if not equals or not all(dotted.split(".")):
         raise SettingsError([f"--set {text}: expected dotted.path=value"])
     try:
-        value = yaml.load(raw, _UniqueKeyLoader)  # noqa: S506 -- a SafeLoader
+        value = yaml.load(raw, UniqueKeyLoader)  # noqa: S506 -- a SafeLoader
     except yaml.YAMLError as error:
         raise SettingsError([f"--set {text}: {_yaml_problem(error)}; expected YAML"]) from error
     *parents, last = dotted.split(".")
