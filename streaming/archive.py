@@ -6,21 +6,19 @@ import bisect
 import dataclasses
 import hashlib
 import itertools
-import re
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.manifest import OutputFile, read_manifest
 from pipeline.schema import InputError, check_columns, conform, schema_fingerprint
 from streaming.source import Partition, Range, ReadResult
 
 TOPIC: Final = "archive"
-_PART_FILE: Final = re.compile(r"part-(\d+)\.parquet")
-_FOOTER_TAIL: Final = 8  # A Parquet file ends with its footer, the footer's length and a magic.
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -29,21 +27,23 @@ class _File:
 
     Attributes:
         path: Where it is.
-        name: Its path below the archive: `dt=2026-01-31/part-00003.parquet`.
+        entry: What the manifest says of it.
         row_ends: For each row group, the number of the file's rows up to its end.
-        fingerprint: Hash of the footer, which has sizes, places and statistics of every column.
-        metadata: The footer, parsed.
+        metadata: Its footer.
     """
 
     path: Path
-    name: str
+    entry: OutputFile
     row_ends: tuple[int, ...]
-    fingerprint: str
     metadata: pq.FileMetaData
 
     @property
     def rows(self) -> int:
-        return self.row_ends[-1] if self.row_ends else 0
+        return self.entry.rows
+
+    @property
+    def name(self) -> str:
+        return f"{self.entry.path} {self.entry.sha256}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -59,14 +59,14 @@ class _Log:
 
 
 class ArchiveSource:
-    """Replays `DIR/dt=YYYY-MM-DD/part-NNNNN.parquet` as partitions with offsets.
+    """Replays the output of `headrace samples` as partitions with offsets.
 
     Each part number is a partition of the topic `archive`; an offset is a row's number in the
     part's files, oldest day first. The whole is passed over `replays` times: the row of an offset
     is `offset % rows`, its replay `offset // rows`. Nothing is ever lost or rejected: a file is
     whole or an error.
 
-    Identity: with one replay, later days may be appended and are seen by `end_offsets`, so the
+    Identity: with one replay, a later run may append days, which `end_offsets` then sees, so the
     identity covers the schema and the files of the oldest day. With several, a new day would move
     the offsets of every later replay, so the files are listed once and the identity covers them
     all. Neither covers the number of replays, which may be raised to train on.
@@ -82,10 +82,10 @@ class ArchiveSource:
         replays: int = 1,
         cache_bytes: int = 256 << 20,
     ) -> None:
-        """Lists the files and reads their footers.
+        """Lists the files of the manifest and reads their footers.
 
         Raises:
-            InputError: If there are no sample files, or one is not readable.
+            InputError: If there is no whole run, or one of its files is not readable.
             SchemaMismatchError: If a file lacks a column or has one of another type.
         """
         if replays < 1:
@@ -94,7 +94,7 @@ class ArchiveSource:
         self._schema = schema
         self._replays = replays
         self._groups = _RowGroupCache(schema, cache_bytes)
-        self._known: dict[Path, _File] = {}
+        self._opened: dict[Path, _File] = {}
         self._logs = self._list_logs()
 
     def partitions(self) -> Sequence[Partition]:
@@ -108,20 +108,15 @@ class ArchiveSource:
     def end_offsets(self) -> dict[Partition, int]:
         """Returns the number of rows, all replays counted; days appended meanwhile are included."""
         self._append_new_days()
-        return {
-            partition: log.rows * self._replays for partition, log in sorted(self._logs.items())
-        }
+        return {partition: self._rows(partition) for partition in self.partitions()}
 
     def identity(self) -> dict[str, str]:
         """Returns a fingerprint of what the meaning of offsets rests on; see the class."""
-        files = sorted(
-            {file.name: file for log in self._logs.values() for file in log.files}.items()
-        )
+        files = [file for log in self._logs.values() for file in log.files]
         if self._replays == 1:
-            oldest = files[0][0].partition("/")[0]
-            files = [(name, file) for name, file in files if name.startswith(f"{oldest}/")]
-        lines = [schema_fingerprint(self._schema)]
-        lines += [f"{name} {file.rows} {file.fingerprint}" for name, file in files]
+            oldest = min(file.entry.day for file in files)
+            files = [file for file in files if file.entry.day == oldest]
+        lines = [schema_fingerprint(self._schema), *sorted(file.name for file in files)]
         return {TOPIC: hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]}
 
     def read(self, wanted: Range) -> ReadResult:
@@ -130,16 +125,13 @@ class ArchiveSource:
         Raises:
             InputError: If the archive has no such rows, or a file is not readable any more.
         """
-        if wanted.partition not in self._logs or wanted.end > self._end(wanted.partition):
-            self._append_new_days()
-        log = self._logs.get(wanted.partition)
-        if log is None or not 0 <= wanted.start <= wanted.end <= log.rows * self._replays:
-            last = 0 if log is None else log.rows * self._replays
-            raise InputError(
-                f"{self._directory}: part {wanted.partition.number}: found offsets 0 to {last};"
-                f" expected offsets {wanted.start} to {wanted.end}"
-            )
-        pieces = list(self._pieces(log, wanted.start, wanted.end))
+        log = self._log_with(wanted)
+        try:
+            pieces = list(self._pieces(log, wanted.start, wanted.end))
+        except FileNotFoundError:
+            # Later runs replaced the one that was listed; they have the same files, or are refused.
+            self._list_again()
+            pieces = list(self._pieces(self._log_with(wanted), wanted.start, wanted.end))
         samples = pa.concat_tables(pieces) if pieces else self._schema.empty_table()
         return ReadResult(samples=samples, rejects=(), lost=0)
 
@@ -161,38 +153,51 @@ class ArchiveSource:
             yield self._groups.get(file, group).slice(row - first, length)
             offset += length
 
-    def _end(self, partition: Partition) -> int:
-        return self._logs[partition].rows * self._replays
+    def _log_with(self, wanted: Range) -> _Log:
+        """Returns the log that has all of a range's rows."""
+        if self._rows(wanted.partition) < wanted.end:
+            self._append_new_days()
+        last = self._rows(wanted.partition)
+        if not 0 <= wanted.start <= wanted.end <= last:
+            raise InputError(
+                f"{self._directory}: part {wanted.partition.number}: found offsets 0 to {last};"
+                f" expected offsets {wanted.start} to {wanted.end}"
+            )
+        return self._logs[wanted.partition]
+
+    def _rows(self, partition: Partition) -> int:
+        """Returns the end offset: rows, all replays counted."""
+        log = self._logs.get(partition)
+        return 0 if log is None else log.rows * self._replays
 
     def _append_new_days(self) -> None:
-        if self._replays > 1:
-            return
+        if self._replays == 1:
+            self._list_again()
+
+    def _list_again(self) -> None:
         logs = self._list_logs()
         for partition, log in self._logs.items():
-            before = tuple(file.name for file in log.files)
-            now = tuple(file.name for file in logs[partition].files) if partition in logs else ()
-            if now[: len(before)] != before:
+            before = [file.name for file in log.files]
+            now = [file.name for file in logs[partition].files] if partition in logs else []
+            if now[: len(before)] != before or (self._replays > 1 and now != before):
                 raise InputError(
-                    f"{self._directory}: part {partition.number}: found the files {_short(now)};"
-                    f" expected new days only after {before[-1]}, since offsets count rows from"
-                    " the oldest day"
+                    f"{self._directory}: part {partition.number}: found other files than before;"
+                    f" expected {'new days only' if self._replays == 1 else 'no change'} after"
+                    f" {log.files[-1].entry.path}, since offsets count rows from the oldest day"
                 )
         self._logs = logs
 
     def _list_logs(self) -> dict[Partition, _Log]:
+        # Past the link, once: a run that ends meanwhile does not change what is read here.
+        run = self._directory.resolve()
         numbered: dict[int, list[_File]] = {}
-        for path in sorted(self._directory.glob("dt=*/part-*.parquet")):
-            match = _PART_FILE.fullmatch(path.name)
-            if match is None:
-                continue
-            if path not in self._known:
-                self._known[path] = self._open(path)
-            if self._known[path].rows:
-                numbered.setdefault(int(match[1]), []).append(self._known[path])
+        for entry in sorted(read_manifest(run).files, key=lambda entry: entry.day):
+            if entry.rows:
+                numbered.setdefault(entry.part, []).append(self._open(run, entry))
         if not numbered:
             raise InputError(
-                f"{self._directory}: found no samples; expected dt=YYYY-MM-DD/part-NNNNN.parquet"
-                " files, as `headrace samples` writes them"
+                f"{self._directory}: found no samples; expected at least one: were all events"
+                " rejected, or outside the labels of the specification?"
             )
         return {
             Partition(TOPIC, number): _Log(
@@ -202,25 +207,24 @@ class ArchiveSource:
             for number, files in numbered.items()
         }
 
-    def _open(self, path: Path) -> _File:
-        try:
-            parquet = pq.ParquetFile(path, memory_map=True)
-            footer_bytes = parquet.metadata.serialized_size + _FOOTER_TAIL
-            with path.open("rb") as file:
-                file.seek(-footer_bytes, 2)
-                footer = file.read()
-        except (pa.ArrowException, OSError) as error:
-            raise _unreadable(path, error) from error
-        check_columns(parquet.schema_arrow, self._schema, where=str(path))
-        groups = range(parquet.metadata.num_row_groups)
-        rows = (parquet.metadata.row_group(group).num_rows for group in groups)
-        return _File(
-            path=path,
-            name=path.relative_to(self._directory).as_posix(),
-            row_ends=tuple(itertools.accumulate(rows)),
-            fingerprint=hashlib.sha256(footer).hexdigest()[:16],
-            metadata=parquet.metadata,
-        )
+    def _open(self, run: Path, entry: OutputFile) -> _File:
+        path = run / entry.path
+        if path not in self._opened:
+            self._opened[path] = _open_file(path, entry, self._schema)
+        return self._opened[path]
+
+
+def _open_file(path: Path, entry: OutputFile, schema: pa.Schema) -> _File:
+    try:
+        with pq.ParquetFile(path, memory_map=True) as parquet:
+            metadata, found = parquet.metadata, parquet.schema_arrow
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(path, error) from error
+    check_columns(found, schema, where=str(path))
+    if metadata.num_rows != entry.rows:
+        raise _unreadable(path, f"{metadata.num_rows} rows, not {entry.rows} as in its manifest")
+    rows = (metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
+    return _File(path, entry, row_ends=tuple(itertools.accumulate(rows)), metadata=metadata)
 
 
 class _RowGroupCache:
@@ -253,20 +257,17 @@ class _RowGroupCache:
         try:
             with pq.ParquetFile(file.path, metadata=file.metadata, memory_map=True) as parquet:
                 table = parquet.read_row_group(group, columns=self._schema.names)
+        except FileNotFoundError:
+            raise
         except (pa.ArrowException, OSError) as error:
             raise _unreadable(file.path, error) from error
         # One chunk per column, so that a range inside the group is a slice without copies.
         return conform(table, self._schema, where=str(file.path)).combine_chunks()
 
 
-def _unreadable(path: Path, error: Exception) -> InputError:
+def _unreadable(path: Path, error: object) -> InputError:
     cause = " ".join(str(error).split())
     return InputError(
         f"{path}: found a file that is not readable ({cause}); expected a whole Parquet file:"
         " if it was cut or altered, write the samples again with `headrace samples`"
     )
-
-
-def _short(names: Iterable[str]) -> str:
-    names = tuple(names)
-    return ", ".join(names) if len(names) <= 4 else f"{names[0]}, ..., {names[-1]}"  # noqa: PLR2004

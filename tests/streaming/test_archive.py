@@ -1,15 +1,16 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from pipeline.schema import InputError, SchemaMismatchError
 from streaming.archive import ArchiveSource
 from streaming.source import Partition, Range
+from tests.sample_folder import write_samples
 
 SCHEMA = pa.schema(
     [
@@ -33,21 +34,18 @@ def samples(first: int, end: int) -> pa.Table:
     )
 
 
-def write(directory: Path, day: str, part: int, table: pa.Table) -> Path:
-    """Writes one part of one day, in row groups of four."""
-    path = directory / f"dt=2026-01-{day}" / f"part-{part:05}.parquet"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, path, row_group_size=4)
-    return path
+DAYS = {
+    ("2026-01-02", 3): samples(10, 16),
+    ("2026-01-01", 3): samples(0, 10),
+    ("2026-01-02", 0): samples(100, 103),
+}
 
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
     """Part 3 has items 0..9 on the first day and 10..15 on the second; part 0 has 100..102."""
-    write(tmp_path, "02", 3, samples(10, 16))
-    write(tmp_path, "01", 3, samples(0, 10))
-    write(tmp_path, "02", 0, samples(100, 103))
-    return tmp_path
+    write_samples(tmp_path / "samples", DAYS)
+    return tmp_path / "samples"
 
 
 def items(source: ArchiveSource, partition: Partition, start: int, end: int) -> list[int]:
@@ -101,7 +99,7 @@ def test_columns_come_in_the_order_and_encoding_of_the_schema(tmp_path: Path) ->
             ("event_id", pa.large_string()),
         ]
     )
-    write(tmp_path, "01", 0, written.cast(large))
+    write_samples(tmp_path, {("2026-01-01", 0): written.cast(large)})
 
     read = ArchiveSource(tmp_path, SCHEMA).read(Range(PART_0, 1, 5)).samples
 
@@ -113,7 +111,7 @@ def test_a_new_day_is_seen_and_keeps_the_identity(directory: Path) -> None:
     source = ArchiveSource(directory, SCHEMA)
     before = source.identity()
 
-    write(directory, "03", 3, samples(16, 20))
+    write_samples(directory, DAYS | {("2026-01-03", 3): samples(16, 20)})
 
     assert source.end_offsets()[PART_3] == 20
     assert items(source, PART_3, 14, 18) == [14, 15, 16, 17]
@@ -122,8 +120,8 @@ def test_a_new_day_is_seen_and_keeps_the_identity(directory: Path) -> None:
 
 def test_a_reader_sees_a_day_that_came_after_it_was_made(directory: Path) -> None:
     reader = ArchiveSource(directory, SCHEMA)
-    write(directory, "03", 3, samples(16, 20))
-    write(directory, "03", 5, samples(50, 51))
+    later = {("2026-01-03", 3): samples(16, 20), ("2026-01-03", 5): samples(50, 51)}
+    write_samples(directory, DAYS | later)
 
     assert items(reader, PART_3, 17, 20) == [17, 18, 19]
     assert items(reader, Partition("archive", 5), 0, 1) == [50]
@@ -131,17 +129,17 @@ def test_a_reader_sees_a_day_that_came_after_it_was_made(directory: Path) -> Non
 
 def test_a_day_in_the_past_is_refused_as_it_would_move_the_offsets(directory: Path) -> None:
     source = ArchiveSource(directory, SCHEMA)
-    write(directory, "01", 0, samples(98, 100))
-    with pytest.raises(InputError, match=r"part 0: .*dt=2026-01-01.* expected new days only after"):
+    write_samples(directory, DAYS | {("2026-01-01", 0): samples(98, 100)})
+    with pytest.raises(InputError, match=r"part 0: .* expected new days only after dt=2026-01-02"):
         source.end_offsets()
 
 
 def alter_the_oldest_day(directory: Path) -> None:
-    write(directory, "01", 3, samples(1, 11))
+    write_samples(directory, DAYS | {("2026-01-01", 3): samples(1, 11)})
 
 
 def add_a_day(directory: Path) -> None:
-    write(directory, "09", 3, samples(0, 1))
+    write_samples(directory, DAYS | {("2026-01-09", 3): samples(0, 1)})
 
 
 @pytest.mark.parametrize(
@@ -169,7 +167,9 @@ def test_more_replays_keep_the_identity(directory: Path) -> None:
 
 def test_a_missing_and_a_retyped_column_are_named_with_their_file(directory: Path) -> None:
     table = samples(0, 3).drop_columns(["item_id"])
-    path = write(directory, "03", 0, table.set_column(0, "event_id", pa.array([1, 2, 3])))
+    wrong = table.set_column(0, "event_id", pa.array([1, 2, 3]))
+    write_samples(directory, DAYS | {("2026-01-03", 0): wrong})
+    path = directory / "dt=2026-01-03" / "part-00000.parquet"
 
     with pytest.raises(SchemaMismatchError) as caught:
         ArchiveSource(directory, SCHEMA)
@@ -196,9 +196,34 @@ def test_a_file_cut_after_it_was_listed_is_named(directory: Path) -> None:
         source.read(Range(PART_3, 10, 12))
 
 
-def test_an_empty_directory_says_what_is_expected(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"found no samples; expected dt=YYYY-MM-DD/part-"):
+def test_a_file_with_other_rows_than_its_manifest_is_named(directory: Path) -> None:
+    path = directory / "dt=2026-01-01" / "part-00003.parquet"
+    path.write_bytes((directory / "dt=2026-01-02" / "part-00003.parquet").read_bytes())
+    with pytest.raises(InputError, match=rf"{path}: .*6 rows, not 10 as in its manifest"):
+        ArchiveSource(directory, SCHEMA)
+
+
+def test_a_folder_without_a_whole_run_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="run `headrace samples` first"):
         ArchiveSource(tmp_path, SCHEMA)
+
+
+@pytest.mark.parametrize("replays", [1, 2])
+def test_a_run_that_replaces_the_listed_one_with_the_same_files_is_read_on(
+    tmp_path: Path, replays: int
+) -> None:
+    for run in ("run-1", "run-2"):
+        write_samples(tmp_path / run, DAYS)
+    link = tmp_path / "samples"
+    link.symlink_to("run-1")
+    source = ArchiveSource(link, SCHEMA, replays=replays)
+    assert items(source, PART_3, 0, 2) == [0, 1]
+
+    link.unlink()
+    link.symlink_to("run-2")
+    shutil.rmtree(tmp_path / "run-1")
+
+    assert items(source, PART_3, 8, 12) == [8, 9, 10, 11]
 
 
 @pytest.mark.parametrize(("number", "start", "end"), [(3, 10, 17), (3, -1, 2), (7, 0, 1)])
