@@ -22,7 +22,8 @@ ALLOWED: dict[str, set[str]] = {
     "pipeline": set(),
     "models": CONTRACTS,
     "streaming": CONTRACTS
-    | {"pipeline.record", "pipeline.connection", "models.contract", "models.features"},
+    | {"pipeline.record", "pipeline.connection", "pipeline.manifest"}
+    | {"models.contract", "models.features"},
 }
 # Third parties have homes: a room, or single modules.
 HOMES = {
