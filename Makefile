@@ -44,7 +44,7 @@ clean: ## remove everything that make has made: environment, caches, outputs
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 kafka: $(STAMP) java ## fetch Apache Kafka's jars into .cache/kafka, once
-	@$(BIN)/python -m tests.kafka.install
+	@$(BIN)/python -m tests.kafka.install > /dev/null
 
 java: ## check for Java 17 and Maven; on Debian as root, install them
 	@found() { java -version 2>&1 | grep -Eq 'version "(1[7-9]|[2-9][0-9])' && mvn --version > /dev/null 2>&1; }
