@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pytest
+from apache_beam.testing.test_pipeline import TestPipeline
+from apache_beam.testing.util import assert_that
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.shuffle import (
+    CutByKey,
+    cut_by_key,
+    encode_keys,
+    end_positions,
+    hash_keys,
+    join_pieces,
+    pack,
+    start_positions,
+    unpack,
+)
+
+_MASK = 2**64 - 1
+
+
+def splitmix(value: int) -> int:
+    value = (value + 0x9E3779B97F4A7C15) & _MASK
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    return value ^ (value >> 31)
+
+
+def fold(text: str) -> int:
+    golden = 0x9E3779B97F4A7C15
+    return sum((byte + 1) * pow(golden, i + 1, 2**64) for i, byte in enumerate(text.encode())) & _MASK
+
+
+def test_splitmix_of_zero_is_the_published_first_output_of_its_generator() -> None:
+    assert hash_keys(pa.array([0])).tolist() == [0xE220A8397B1DCDAF]
+
+
+@given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1))
+def test_integer_hashes_match_plain_arithmetic(keys: list[int]) -> None:
+    assert hash_keys(pa.array(keys, pa.int64())).tolist() == [splitmix(k & _MASK) for k in keys]
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1))
+def test_string_hashes_match_plain_arithmetic(keys: list[str]) -> None:
+    assert hash_keys(pa.array(keys)).tolist() == [splitmix(fold(key)) for key in keys]
+
+
+def test_a_slice_of_strings_hashes_as_the_strings_themselves() -> None:
+    keys = pa.array(["", "a", "user-1", "ü"])
+    assert hash_keys(keys[1:]).tolist() == hash_keys(keys).tolist()[1:]
+
+
+def test_parts_are_even() -> None:
+    for keys in (pa.array(range(80_000)), pa.array([f"user-{i}" for i in range(80_000)])):
+        sizes = [piece.num_rows for _, piece in cut_by_key(pa.table({"k": keys}), "k", num_parts=8)]
+        assert len(sizes) == 8
+        assert min(sizes) > 9_500  # 10,000 +- 5 standard deviations of 94
+
+
+def test_a_cut_keeps_every_row_once_in_order_and_whole_keys() -> None:
+    table = pa.table({"k": [5, 1, 5, 2, 1, 3], "row": range(6)})
+    pieces = dict(cut_by_key(table, "k", num_parts=3))
+    rows = [piece["row"].to_pylist() for piece in pieces.values()]
+    assert sorted(sum(rows, [])) == list(range(6))
+    assert all(part == sorted(part) for part in rows)
+    owners = {}
+    for part, piece in pieces.items():
+        for key in piece["k"].to_pylist():
+            assert owners.setdefault(key, part) == part
+
+
+def test_a_packed_slice_takes_the_room_of_its_rows_only() -> None:
+    table = pa.table({"k": np.arange(100_000), "s": ["text"] * 100_000})
+    data = pack(table.slice(500, 10))
+    assert len(data) < 2_000
+    assert unpack(data).equals(table.slice(500, 10))
+
+
+def test_pieces_are_joined_by_origin_in_whatever_order_they_come() -> None:
+    pieces = [((0, i, 0), pack(pa.table({"row": [i]}))) for i in range(3)]
+    for arrived in (pieces, pieces[::-1]):
+        assert join_pieces(arrived)["row"].to_pylist() == [0, 1, 2]
+
+
+def test_positions_before_a_time_count_ties_only_if_inclusive() -> None:
+    log = (np.array([0, 0, 0, 2]), np.array([10, 20, 20, 5]))
+    queries = (np.array([0, 0, 0, 1, 2]), np.array([10, 20, 99, 99, 5]))
+    assert end_positions(log, queries, inclusive=False).tolist() == [0, 1, 3, 3, 3]
+    assert end_positions(log, queries, inclusive=True).tolist() == [1, 3, 3, 3, 4]
+    assert start_positions(log[0], queries[0]).tolist() == [0, 0, 0, 3, 3]
+
+
+def test_positions_do_not_overflow_at_the_ends_of_time() -> None:
+    log = (np.array([0, 2**31]), np.array([-(2**62), 2**62]))
+    queries = (np.array([2**31]), np.array([2**62 + 1]))
+    assert end_positions(log, queries, inclusive=False).tolist() == [2]
+
+
+def test_positions_in_an_empty_log_are_zero() -> None:
+    none = np.zeros(0, np.int64)
+    assert end_positions((none, none), (np.array([3]), np.array([7])), inclusive=True).tolist() == [0]
+
+
+@pytest.mark.parametrize("values", [[3, 4], ["b", "c"]])
+def test_keys_of_several_columns_share_their_codes(values: list[int] | list[str]) -> None:
+    low, high = values
+    first, second = encode_keys(pa.array([low, high]), pa.chunked_array([[high], [high, low]]))
+    assert (first[0], first[1]) == (second[2], second[0])
+    assert first[0] != first[1]
+    assert second[0] == second[1]
+
+
+def test_cut_by_key_groups_pieces_by_part() -> None:
+    tables = [((0, i), pa.table({"k": [1, 2, 3, 4], "block": [i] * 4})) for i in range(2)]
+    expected = dict(cut_by_key(tables[0][1], "k", num_parts=2))
+
+    def check(groups: list[tuple[int, list[tuple[tuple[int, ...], bytes]]]]) -> None:
+        assert {part for part, _ in groups} == set(expected)
+        for part, pieces in groups:
+            keys = expected[part]["k"].to_pylist()
+            joined = join_pieces(pieces)
+            assert joined.to_pydict() == {"k": keys * 2, "block": [0] * len(keys) + [1] * len(keys)}
+
+    with TestPipeline(runner="FnApiRunner") as root:
+        groups = root | beam.Create(tables) | CutByKey(column="k", num_parts=2)
+        assert_that(groups, check)
