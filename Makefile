@@ -73,7 +73,7 @@ $(STAMP): requirements.lock setup.py
 			if is_311 $$candidate; then python=$$candidate; break; fi
 		done
 		if [ -z "$$python" ]; then
-			echo "missing: Python 3.11 (found: $$(python3 --version 2>&1 || true)); on Debian 12: apt-get install python3 python3-venv, or name one: make PYTHON=/path/to/python3.11" >&2
+			echo "missing: Python 3.11 (found: $$(python3 --version 2> /dev/null || echo none)); on Debian 12: apt-get install python3 python3-venv, or name one: make PYTHON=/path/to/python3.11" >&2
 			exit 1
 		fi
 		rm -rf $(VENV)
