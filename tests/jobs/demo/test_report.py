@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from jobs.report import (
+from jobs.demo.report import (
     COLOURS,
     Frequencies,
     Method,

@@ -1,0 +1,4 @@
+"""The demo: MovieLens-100K through every part, run by `headrace demo`.
+
+Read `movielens` (ratings to event logs), `main` (the steps), `study` (what was learned), `report`.
+"""
