@@ -64,7 +64,7 @@ class Questions:
         samples: [num_samples] rows with the query features.
         candidates: [num_candidates] rows with the candidate features.
         targets: [num_samples] row of each sample's item in `candidates`, -1 if it is not there.
-        popularity: [num_candidates] how often each was seen in training.
+        popularity: [num_candidates] int64, how often each was seen in training.
         seen_sample: [num_seen] row numbers in `samples`, rising, which `seen_candidate` belong to.
         seen_candidate: [num_seen] rows in `candidates` that are no answer to that sample.
     """
@@ -101,7 +101,7 @@ def questions(
         samples=samples,
         candidates=candidates,
         targets=targets,
-        popularity=counts["len"].fill_null(0).to_numpy(),
+        popularity=counts["len"].cast(pl.Int64).fill_null(0).to_numpy(),
         seen_sample=seen["sample"].to_numpy(),
         seen_candidate=seen["row"].to_numpy(),
     )

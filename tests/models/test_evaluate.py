@@ -37,7 +37,9 @@ def test_popularity_by_hand_with_ties_shared() -> None:
 
 
 def test_scoring_all_alike_is_worth_chance() -> None:
-    asked = questions(rows([1], [11]), candidates=CORPUS, training=rows([], []), exclude_seen=False)
+    asked = questions(
+        rows([1], [11]), candidates=CORPUS, training=rows([7], [99]), exclude_seen=False
+    )
     assert evaluate_popularity(asked, cutoffs=(1,)).overall.hit_rate[1] == pytest.approx(1 / 4)
 
 
@@ -123,7 +125,9 @@ def test_model_equals_a_loop_over_samples(exclude_seen: bool) -> None:
                 if item not in excluded
             ),
         )
-        place = [item for _, item in ranking].index(sample["item_id"]) + 1
+        ranked = [item for _, item in ranking]
+        target = sample["item_id"]
+        place = ranked.index(target) + 1 if target in ranked else math.inf
         hits.append(place <= 3)
         gains.append(1 / math.log2(1 + place) if place <= 3 else 0.0)
     assert 0 < np.mean(hits) < 1
