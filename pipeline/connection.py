@@ -14,6 +14,10 @@ _CLIENT_LOG: Final = "kafka"
 _NETWORK_LOG: Final = "kafka.net"
 
 
+class BrokerUnavailableError(RuntimeError):
+    """No broker answers at present; the message says where, why, and what to check."""
+
+
 class BrokerConnection(BaseModel):
     """How to reach a Kafka cluster; the part that every section for a Kafka client begins with."""
 

@@ -79,6 +79,8 @@ def decode(value: bytes | None, headers: Headers, *, schema: pa.Schema, where: s
 def _only_batch(value: bytes) -> pa.RecordBatch:
     try:
         with pa.ipc.open_stream(pa.py_buffer(value)) as stream:
+            # Damage in a name shows only when it is asked for.
+            _ = [(field.name, str(field.type)) for field in stream.schema]
             batches = list(stream)
         for batch in batches:
             # Lengths and offsets that lie would crash the process later, far from here.

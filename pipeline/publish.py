@@ -1,0 +1,228 @@
+"""Sample files to a Kafka topic, as records of many samples."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
+from kafka.errors import KafkaConfigurationError, KafkaError, MessageSizeTooLargeError
+from kafka.protocol.consumer.offsets import OffsetSpec
+from pydantic import Field
+
+from pipeline.connection import BrokerConnection, BrokerUnavailableError, watch_client_log
+from pipeline.manifest import SampleFile, sample_files
+from pipeline.record import encode
+from pipeline.schema import InputError, conform
+
+_MAX_RECORD_BYTES: Final = 64 << 20  # the broker has the last word, and looks after compression
+_BATCH_BYTES: Final = 256 << 10
+_LINGER_MS: Final = 20
+_MAX_UNACKNOWLEDGED: Final = 64
+_NO_ERROR: Final = 0
+
+
+class PublishConfig(BrokerConnection):
+    """Which samples go to which topic, and in what form."""
+
+    directory: Path
+    """The output of `headrace samples`."""
+    topic: str
+    create_partitions: Annotated[int, Field(ge=1)] | None = None
+    """Create the topic with so many partitions and unlimited retention, if it is not there."""
+    samples_per_record: Annotated[int, Field(ge=1)] = 1000
+    compression: Literal["zstd", "lz4", "none"] = "zstd"
+    append: bool = False
+    """Add to a topic that has records already; without it, such a topic is refused."""
+
+
+@dataclasses.dataclass(slots=True)
+class PartitionCount:
+    """What one partition was sent: bytes are counted before compression."""
+
+    partition: int
+    records: int = 0
+    samples: int = 0
+    bytes: int = 0
+
+
+def publish(
+    config: PublishConfig,
+    schema: pa.Schema,
+    *,
+    on_progress: Callable[[int, int], None] = lambda _sent, _total: None,
+) -> list[PartitionCount]:
+    """Sends every sample of a folder to a topic.
+
+    Delivery: each sample once, acknowledged by all in-sync replicas, if this returns (the producer
+    is idempotent). A run that ends early leaves the records sent so far: delete the topic and run
+    again, since a topic with records is refused unless `append` is set.
+
+    Order: samples of part p go to partition p modulo the number of partitions, oldest day first.
+    A part has all samples of its users, so each user's samples stay in the order of time.
+
+    Args:
+        config: From where, to where.
+        schema: Columns of a sample; others in the files are not sent.
+        on_progress: Called with the number of samples sent so far and of all.
+
+    Returns:
+        What each partition was sent.
+
+    Raises:
+        InputError: If the files, the topic or the settings are not as expected.
+        BrokerUnavailableError: If no broker answers, or it stopped answering.
+    """
+    files = sorted(sample_files(config.directory), key=lambda file: (file.day, file.part))
+    total = sum(file.rows for file in files)
+    counts = [PartitionCount(number) for number in range(_prepare_topic(config))]
+    sent = 0
+    with _sender(config) as send:
+        for number, samples in _cut(files, schema, config.samples_per_record, len(counts)):
+            count = counts[number]
+            count.bytes += send(number, samples)
+            count.records += 1
+            count.samples += samples.num_rows
+            sent += samples.num_rows
+            on_progress(sent, total)
+    return counts
+
+
+def _cut(
+    files: Sequence[SampleFile], schema: pa.Schema, rows: int, partitions: int
+) -> Iterator[tuple[int, pa.Table]]:
+    """Yields (partition, samples of one record): `rows` of them, fewer in a partition's last."""
+    rest = {number: schema.empty_table() for number in range(partitions)}
+    for file in files:
+        number = file.part % partitions
+        for table in _tables(file, schema, rows):
+            waiting = pa.concat_tables([rest[number], table])
+            while waiting.num_rows >= rows:
+                yield number, waiting.slice(0, rows)
+                waiting = waiting.slice(rows)
+            rest[number] = waiting
+    for number, waiting in rest.items():
+        if waiting.num_rows:
+            yield number, waiting
+
+
+def _tables(file: SampleFile, schema: pa.Schema, rows: int) -> Iterator[pa.Table]:
+    try:
+        with pq.ParquetFile(file.path) as parquet:
+            for batch in parquet.iter_batches(batch_size=rows):
+                yield conform(pa.Table.from_batches([batch]), schema, where=str(file.path))
+    except (pa.ArrowException, OSError) as error:
+        cause = " ".join(str(error).split())
+        raise InputError(
+            f"{file.path}: found a file that is not readable ({cause}); expected a whole Parquet"
+            " file: write the samples again with `headrace samples`"
+        ) from error
+
+
+def _prepare_topic(config: PublishConfig) -> int:
+    """Returns the number of partitions of the topic, which is made if that is wanted."""
+    with _failing_as(config, "asking for the topic"):
+        admin = KafkaAdminClient(**config.client_options())
+        try:
+            (topic,) = admin.describe_topics([config.topic])
+            if topic["error_code"] != _NO_ERROR:
+                return _create(config, admin)
+            places = [
+                TopicPartition(config.topic, part["partition_index"])
+                for part in topic["partitions"]
+            ]
+            if not config.append:
+                _require_empty(config, admin, places)
+        finally:
+            admin.close()
+    if config.create_partitions not in (None, len(places)):
+        raise InputError(
+            f"publish.create_partitions: found topic {config.topic} with {len(places)} partitions;"
+            f" expected {config.create_partitions}"
+        )
+    return len(places)
+
+
+def _create(config: PublishConfig, admin: KafkaAdminClient) -> int:
+    if config.create_partitions is None:
+        raise InputError(
+            f"publish.topic: found no topic {config.topic} at"
+            f" {', '.join(config.bootstrap_servers)}; expected one: create it, or set"
+            " publish.create_partitions to have it created"
+        )
+    wanted = {
+        "num_partitions": config.create_partitions,
+        # Retention looks at time stamps: a default of days would delete a replayed history at once.
+        "configs": {"retention.ms": "-1"},
+    }
+    admin.create_topics({config.topic: wanted}, wait_for_metadata=True)
+    return config.create_partitions
+
+
+def _require_empty(
+    config: PublishConfig, admin: KafkaAdminClient, places: Sequence[TopicPartition]
+) -> None:
+    ends = admin.list_partition_offsets(dict.fromkeys(places, OffsetSpec.LATEST))
+    records = sum(end.offset for end in ends.values())
+    if records:
+        raise InputError(
+            f"publish.topic: found {records:,} records in topic {config.topic}; expected an empty"
+            " one, so that no sample is there twice: delete the topic, name another, or set"
+            " publish.append=true to add to it"
+        )
+
+
+@contextlib.contextmanager
+def _sender(config: PublishConfig) -> Iterator[Callable[[int, pa.Table], int]]:
+    """Gives a function that sends one record and returns its size; at the end all have arrived."""
+    with _failing_as(config, f"writing to topic {config.topic}"):
+        producer = KafkaProducer(
+            **config.client_options(),
+            acks="all",
+            enable_idempotence=True,
+            allow_auto_create_topics=False,
+            compression_type=None if config.compression == "none" else config.compression,
+            batch_size=_BATCH_BYTES,
+            linger_ms=_LINGER_MS,
+            max_request_size=_MAX_RECORD_BYTES,
+        )
+        unacknowledged: deque[Any] = deque()
+
+        def send(number: int, samples: pa.Table) -> int:
+            value, headers = encode(samples)
+            future = producer.send(config.topic, value, headers=list(headers), partition=number)
+            unacknowledged.append(future)
+            while len(unacknowledged) > _MAX_UNACKNOWLEDGED:
+                unacknowledged.popleft().get()
+            return len(value)
+
+        try:
+            yield send
+            producer.flush()
+            for future in unacknowledged:
+                future.get()
+        finally:
+            producer.close(timeout=1)
+
+
+@contextlib.contextmanager
+def _failing_as(config: PublishConfig, doing: str) -> Iterator[None]:
+    watch_client_log()
+    try:
+        yield
+    except KafkaConfigurationError as error:
+        raise InputError(f"publish.bootstrap_servers: {error}") from error
+    except MessageSizeTooLargeError as error:
+        raise InputError(
+            f"publish.samples_per_record: found {config.samples_per_record}, which makes a record"
+            " larger than the topic takes; expected fewer, or a larger max.message.bytes of the"
+            f" topic ({error})"
+        ) from error
+    except KafkaError as error:
+        raise BrokerUnavailableError(config.unavailable(doing, error)) from error
