@@ -227,24 +227,16 @@ def figures(report: Report) -> dict[str, Markup]:
 
 
 def _loss_curves(runs: Sequence[TrainingRun]) -> Figure:
-    figure = Figure(figsize=(6.0, 3.4), layout="constrained")
+    figure = Figure(figsize=(4.6, 3.9), layout="constrained")
     axes = figure.subplots()
     for run in runs:
         samples, loss = run.curve[:, 0], run.curve[:, 1]
-        axes.plot(samples / 1e3, loss, color=run.colour, linewidth=0.7, alpha=0.35)
-        axes.plot(samples / 1e3, _smoothed(loss), color=run.colour, linewidth=1.8, label=run.name)
+        axes.plot(samples / 1e3, loss, ".-", color=run.colour, linewidth=1.6, label=run.name)
     axes.set_xlabel("samples trained, thousands")
-    axes.set_ylabel("loss of a mini-batch")
+    axes.set_ylabel("mean loss since the point before")
     axes.grid(alpha=0.15)
     axes.legend(frameon=False)
     return figure
-
-
-def _smoothed(values: np.ndarray, share: float = 0.05) -> np.ndarray:
-    """Returns a centred moving average over `share` of the points, shorter at the ends."""
-    width = max(1, int(len(values) * share))
-    kernel = np.ones(width)
-    return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
 
 
 def _frequency_scatter(frequencies: Frequencies) -> Figure:
@@ -268,7 +260,7 @@ def _frequency_scatter(frequencies: Frequencies) -> Figure:
 
 
 def _decile_bars(methods: Sequence[Method]) -> Figure:
-    figure = Figure(figsize=(6.0, 3.4), layout="constrained")
+    figure = Figure(figsize=(9.2, 3.1), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(methods)
     for number, method in enumerate(methods):
