@@ -40,10 +40,8 @@ def in_batch_softmax(
     Returns:
         float32 scalar.
     """
-    scaled = query / temperature
-    if candidate_sampling_probability is None:
-        log_probability = tf.zeros_like(reward)
-    else:
+    log_probability = tf.zeros_like(reward)
+    if candidate_sampling_probability is not None:
         log_probability = tf.math.log(candidate_sampling_probability)
     if candidate_ids is None:
         candidate_ids = tf.range(tf.shape(query)[0])
@@ -59,7 +57,7 @@ def in_batch_softmax(
             weight=weight,
         )
 
-    return loss(scaled, candidate)
+    return loss(query / temperature, candidate)
 
 
 def _loss_and_gradient(

@@ -7,6 +7,7 @@ signatures of the exported SavedModels.
 from __future__ import annotations
 
 import hashlib
+import json
 from functools import cached_property
 from typing import Annotated, Literal, Self
 
@@ -208,8 +209,9 @@ class Specification(_Section):
 
     @property
     def fingerprint(self) -> str:
-        """Returns 16 hexadecimal digits that name this specification's content."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+        """Returns 16 hexadecimal digits that name this content, whatever the order of its keys."""
+        content = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def label_rule(self, scenario: str) -> LabelRule:
         """Returns the rule that labels impressions of a scenario."""
