@@ -98,6 +98,7 @@ def _say(what: str, error: Exception) -> None:
 def _set_up_logging() -> None:
     # TensorFlow's C++ reads its level once, when it is imported.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of what is meant so
     logging.basicConfig(
         level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )

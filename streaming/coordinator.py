@@ -165,7 +165,7 @@ class Coordinator:
         self._plan.extend(self._source.end_offsets())
         for thread in self._threads:
             thread.start()
-        saved_at = now
+        saved_at, saved_records = now, -1
         while not self._finished():
             with self._changed:
                 self._changed.wait(_TICK_SECONDS)
@@ -173,10 +173,12 @@ class Coordinator:
             self._check_health(now)
             if self._config.follow and not self._stopping:
                 self._plan.extend(self._source.end_offsets())
-            if now - saved_at >= self._config.checkpoint.every_seconds:
+            due = now - saved_at >= self._config.checkpoint.every_seconds
+            if due and self._ledger.totals.records != saved_records:
                 self._save()
-                saved_at = time.monotonic()
-        self._save()
+                saved_at, saved_records = time.monotonic(), self._ledger.totals.records
+        if self._ledger.totals.records != saved_records or self._in_flight:
+            self._save()
         self._write_metrics()
 
     def _finished(self) -> bool:
@@ -297,6 +299,8 @@ class Coordinator:
             scheduled = self._schedule(arguments)
             try:
                 counts, loss_sum, detail = scheduled.fetch()
+            except tf.errors.UnknownError:
+                raise  # a Python exception in a worker: it would only come again
             except tf.errors.OpError as error:
                 if self._error is not None:
                     raise
@@ -355,6 +359,8 @@ def run_restartable(run: Callable[[], Ledger]) -> Ledger | None:
     """Runs a coordinator's life; returns None where only a new process can go on (exit 75)."""
     try:
         return run()
+    except tf.errors.UnknownError:
+        raise
     except (RestartNeededError, tf.errors.OpError, SourceUnavailableError) as error:
         logger.error("%s: %s", type(error).__name__, str(error).splitlines()[0])
         return None

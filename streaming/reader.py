@@ -94,11 +94,10 @@ class RangeReader:
     def _columns(self, wanted: Range) -> list[np.ndarray]:
         """Returns [status, counts, detail] and the columns, flat, in the order of the inputs."""
         status, detail = Status.OK, ""
-        empty = pa.table({i.name: pa.array([], type=_arrow_type(i)) for i in self._inputs})
-        result = ReadResult(empty, [], 0)
         try:
             result = self._source.read(wanted)
             self._write_dead_letters(wanted, result)
+            columns = self._flatten(_shuffled(result.samples, wanted))
         except SourceUnavailableError as error:
             status, detail = Status.UNAVAILABLE, str(error)
         except SchemaMismatchError as error:
@@ -106,12 +105,19 @@ class RangeReader:
         except Exception as error:  # noqa: BLE001 - goes to the coordinator, which stops the run
             logger.exception("reading %s failed", wanted)
             status, detail = Status.FAILED, f"{type(error).__name__}: {error}"
-        samples = _shuffled(result.samples, wanted)
-        counts = [int(status), samples.num_rows, len(result.rejects), result.lost]
-        arrays = [np.array(counts, np.int64), np.array(detail.encode(), object)]
-        for column in self._inputs:
-            arrays += _flat_arrays(column, samples.column(column.name))
-        return arrays
+        if status != Status.OK:
+            empty = {i.name: pa.array([], type=_arrow_type(i)) for i in self._inputs}
+            result = ReadResult(pa.table(empty), [], 0)
+            columns = self._flatten(result.samples)
+        counts = [int(status), result.samples.num_rows, len(result.rejects), result.lost]
+        return [np.array(counts, np.int64), np.array(detail.encode(), object), *columns]
+
+    def _flatten(self, samples: pa.Table) -> list[np.ndarray]:
+        return [
+            array
+            for column in self._inputs
+            for array in _flat_arrays(column, samples.column(column.name))
+        ]
 
     def _write_dead_letters(self, wanted: Range, result: ReadResult) -> None:
         if not result.rejects:

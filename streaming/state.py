@@ -251,6 +251,11 @@ class ServerState:
         return PushOutcome(applied, torn)
 
 
+def is_fresh(sequence: tf.Tensor, begun: tf.Tensor) -> tf.Tensor:
+    """Whether a push counts: nothing with its number, or a later one, came to this slot before."""
+    return sequence > begun
+
+
 class _ServerChanges:
     """One server's part of a push: first everything arrives, then it is applied under the mutex."""
 
@@ -301,7 +306,7 @@ class _ServerChanges:
             lock = tf.raw_ops.MutexLock(mutex=mutex)
             with tf.control_dependencies([lock]):
                 before = (begun.sparse_read(slot), applied.sparse_read(slot))
-                fresh = sequence > before[0]
+                fresh = is_fresh(sequence, before[0])
                 torn = (before[0] >= sequence) & (before[1] < sequence)
             opened = self._mark(begun, slot, sequence, fresh)
             with tf.control_dependencies([opened]):

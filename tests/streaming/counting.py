@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from models.contract import FeatureValue, Input, Optimizer, Table, Tensors, Weight
 
-COLUMN = "sample_number"
+COLUMN = "item_id"  # which is the sample's number
 _ADD_ONE = Optimizer(kind="sgd", learning_rate=1.0)
 
 

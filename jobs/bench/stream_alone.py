@@ -1,0 +1,116 @@
+"""The rival of `headrace bench stream`: the same model in one process, without a cluster.
+
+Everything is in its favour: samples are tensors in memory before the clock starts, nothing is
+pulled or pushed, and the optimizer updates the variables in place.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+
+import tensorflow as tf
+
+from jobs.bench.stream import specification
+from models.contract import FeatureValue
+from models.two_tower import TwoTower, TwoTowerConfig
+from streaming import frequency as freq
+from streaming.archive import ArchiveSource
+from streaming.config import FrequencyConfig
+from streaming.reader import to_features
+from streaming.source import Range
+from streaming.state import ServerState
+from streaming.step import Handles, MiniBatches, bucket_numbers
+
+_CHUNK = 8192
+_WARM_UP_CHUNKS = 4
+
+
+def main(argv: Sequence[str]) -> int:
+    """Trains on `FOLDER BATCH_SIZE SAMPLES` and prints samples per second."""
+    folder, batch_size, count = argv[0], int(argv[1]), int(argv[2])
+    model = TwoTower(specification(), TwoTowerConfig(dim=32, hidden=(64,)))
+    source = ArchiveSource(folder, specification().sample_schema)
+    chunks = [
+        to_features(source.read(Range(partition, start, start + _CHUNK)).samples, model.inputs)
+        for partition, end in source.end_offsets().items()
+        for start in range(0, end - _CHUNK, _CHUNK)
+    ]
+    learn = Alone(model, batch_size=batch_size).build()
+    for chunk in chunks[:_WARM_UP_CHUNKS]:
+        learn(chunk)
+    todo = chunks[: max(1, count // _CHUNK)]
+    started = time.perf_counter()
+    for chunk in todo:
+        learn(chunk)
+    rate = len(todo) * _CHUNK / (time.perf_counter() - started)
+    sys.stdout.write(f"{rate}\n")
+    return 0
+
+
+class Alone:
+    """A whole trainer in one process."""
+
+    def __init__(self, model: TwoTower, *, batch_size: int) -> None:
+        self._model = model
+        self._batch_size = batch_size
+        self._config = FrequencyConfig()
+        self._state = ServerState(
+            model,
+            ["/device:CPU:0"],
+            frequency=self._config,
+            seed=1,
+            num_slots=1,
+            floor=0,
+        )
+        self._batches = MiniBatches(model, batch_size=batch_size)
+
+    def build(self) -> tf.types.experimental.PolymorphicFunction:
+        """Returns the function that learns a chunk of samples, in place."""
+        return tf.function(self._learn, autograph=False, reduce_retracing=True)
+
+    def _learn(self, raw: Mapping[str, FeatureValue]) -> tf.Tensor:
+        num_samples = tf.size(raw["item_id"], out_type=tf.int64)
+        probability = self._probability(raw["item_id"], num_samples)
+        return self._batches.learn(
+            self._model.encode(raw),
+            self._handles(),
+            probability=probability,
+            num_samples=num_samples,
+        )
+
+    def _probability(self, ids: tf.Tensor, num_samples: tf.Tensor) -> tf.Tensor:
+        state = self._state
+        num_batches = -(-num_samples // self._batch_size)
+        summary, positions = freq.summarise(
+            bucket_numbers(ids, self._config),
+            batch_size=self._batch_size,
+            num_batches=num_batches,
+            alpha=self._config.alpha,
+        )
+        last_seen, mean_gap = state.last_seen.variables[0], state.mean_gap.variables[0]
+        held = mean_gap.sparse_read(summary.buckets)
+        composed = freq.compose(
+            summary,
+            last_seen=last_seen.sparse_read(summary.buckets),
+            mean_gap=held,
+            clock=state.step.read_value(),
+            alpha=self._config.alpha,
+        )
+        last_seen.scatter_update(tf.IndexedSlices(composed[0], summary.buckets))
+        mean_gap.scatter_update(tf.IndexedSlices(composed[1], summary.buckets))
+        state.step.assign_add(num_batches)
+        return freq.probability(tf.gather(held, positions))
+
+    def _handles(self) -> dict[str, Handles]:
+        state = self._state
+        values = {name: table.variables[0] for name, table in state.tables.items()}
+        values |= state.weights
+        sums = {
+            name: total if isinstance(total, tf.Variable) else total.variables[0]
+            for name, total in state.accumulators.items()
+        }
+        return {
+            name: Handles(value.handle, sums[name].handle) for name, value in values.items()
+        }

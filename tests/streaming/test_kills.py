@@ -1,0 +1,217 @@
+"""Processes are killed with -9 during a run; a counter per sample says what that did.
+
+The counters are rows of a table that the run trains: pushed, checkpointed and restored like any
+other. They are read from the run's last checkpoint, not from logs.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import yaml
+
+from jobs.local import LocalCluster
+from pipeline.specification import Specification
+from streaming.checkpoint import load_checkpoint
+from streaming.config import ClusterConfig
+from tests.sample_folder import write_samples
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+
+SAMPLES = 120_000
+PARTS = 3
+ROOT = Path(__file__).parents[2]
+SPECIFICATION = {
+    "name": "counting",
+    "scenarios": ["any"],
+    "tables": {"counter": {"buckets": SAMPLES, "dim": 1}},
+    "features": {
+        "query": [{"name": "user_id", "kind": "id", "table": "counter"}],
+        "candidate": [{"name": "item_id", "kind": "id", "table": "counter"}],
+    },
+}
+
+
+class Run:
+    """A counting run in a folder: its configuration, its launcher, its processes."""
+
+    def __init__(self, folder: Path, **train: object) -> None:
+        self.folder = folder
+        self.faults = folder / "faults"
+        self.faults.mkdir()
+        _write_counted_samples(folder / "samples")
+        settings = {
+            "specification": SPECIFICATION,
+            "model": {},
+            "train": {
+                "directory": str(folder / "run"),
+                "source": {"archive": {"directory": str(folder / "samples")}},
+                "batch_size": 50,
+                "batches_per_range": 4,
+                "stall_seconds": 60,
+                "cluster": {"parameter_servers": 2, "workers": 2},
+                "checkpoint": {"every_seconds": 1.0},
+            }
+            | train,
+        }
+        self.config = folder / "config.yaml"
+        self.config.write_text(yaml.safe_dump(settings))
+
+    def start(self, **environment: str) -> subprocess.Popen[bytes]:
+        code = (
+            "import sys; from tests.streaming.test_kills import launch;"
+            "sys.exit(launch(sys.argv[1]))"
+        )
+        log = (self.folder / "log").open("ab")
+        env = os.environ | {"COUNTING_FAULTS": str(self.faults), "HEADRACE_LOG": "INFO"}
+        return subprocess.Popen(
+            [sys.executable, "-c", code, str(self.config)],
+            cwd=ROOT,
+            env=env | environment,
+            stdout=log,
+            stderr=log,
+        )
+
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+    def counters(self) -> np.ndarray:
+        loaded = load_checkpoint(self.folder / "run" / "checkpoints")
+        return loaded.parameters["counter"][:, 0]
+
+    def ledger(self) -> dict:
+        return load_checkpoint(self.folder / "run" / "checkpoints").ledger
+
+    def wait_for(self, condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + 300
+        while not condition():
+            assert process.poll() is None, f"ended with {process.returncode}:\n{self.log()}"
+            assert time.monotonic() < deadline, self.log()
+            time.sleep(0.05)
+
+    def steps_seen(self) -> int:
+        return self.log().count("INFO streaming.coordinator: step ")
+
+    def saves_seen(self) -> int:
+        return self.log().count("saved checkpoint-")
+
+    def pids(self, role: str) -> list[int]:
+        """Returns the process ids of a role's processes, the newest last."""
+        lines = [line for line in self.log().splitlines() if f"started {role} " in line]
+        return [int(line.rsplit(" ", 1)[1].rstrip(")")) for line in lines]
+
+
+def launch(config: str) -> int:
+    """Runs the counting run's processes; called in a process of its own."""
+    from jobs.main import _set_up_logging
+
+    _set_up_logging()
+    command = [sys.executable, "-m", "tests.streaming.counting_run", "--config", config]
+    cluster = yaml.safe_load(Path(config).read_text())["train"]["cluster"]
+    return LocalCluster(command, ClusterConfig(**cluster)).run()
+
+
+def _write_counted_samples(folder: Path) -> None:
+    schema = Specification(**SPECIFICATION).sample_schema
+    tables = {}
+    for part in range(PARTS):
+        numbers = np.arange(part, SAMPLES, PARTS)
+        columns = {
+            "event_id": [f"e{number}" for number in numbers],
+            "timestamp_ms": numbers,
+            "user_id": np.zeros_like(numbers),
+            "item_id": numbers,
+            "scenario": ["any"] * len(numbers),
+            "reward": np.ones(len(numbers), np.float32),
+        }
+        tables["2026-01-01", part] = pa.table(columns, schema=schema)
+    write_samples(folder, tables, row_group_size=2_000)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., tuple[Run, subprocess.Popen[bytes]]]]:
+    started = []
+
+    def begin(train: dict | None = None, **environment: str):
+        run = Run(tmp_path, **(train or {}))
+        process = run.start(**environment)
+        started.append(process)
+        return run, process
+
+    yield begin
+    for process in started:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(60)
+
+
+def _assert_every_sample_counts_once(run: Run) -> None:
+    counters = run.counters()
+    assert len(counters) == SAMPLES
+    wrong = np.flatnonzero(counters != 1.0)
+    assert len(wrong) == 0, f"{len(wrong)} samples, such as {wrong[:5]}: {counters[wrong[:5]]}"
+    assert run.ledger()["totals"]["samples"] == SAMPLES
+
+
+def test_workers_killed_at_the_worst_moments_and_at_any_count_each_sample_once(start):
+    run, process = start()
+    for number in range(3):
+        (run.faults / f"before-push-{number}").touch()
+        (run.faults / f"after-push-{number}").touch()
+    run.wait_for(lambda: run.steps_seen() >= 2 and not any(run.faults.iterdir()), process)
+    killed = 0
+    for _ in range(2):
+        os.kill(run.pids("worker")[-1], signal.SIGKILL)  # at whatever it is doing
+        killed += 1
+        before = len(run.pids("worker"))
+        run.wait_for(lambda before=before: len(run.pids("worker")) > before, process)
+        if process.poll() is not None:
+            break
+    assert process.wait(400) == 0, run.log()
+    assert len(run.pids("worker")) >= 2 + 6 + killed
+    assert len(run.pids("coordinator")) == 1, "only workers should have been started again"
+    _assert_every_sample_counts_once(run)
+
+
+def test_without_the_marks_the_same_kills_are_seen_in_the_counters(start):
+    run, process = start(COUNTING_NO_MARKS="1")
+    for number in range(3):
+        (run.faults / f"after-push-{number}").touch()
+    assert process.wait(400) == 0, run.log()
+    counters = run.counters()
+    assert np.all(counters >= 1)
+    # Each of the three ranges of 200 samples was pushed, its worker killed, and pushed again.
+    assert np.count_nonzero(counters > 1) >= 200
+
+
+@pytest.mark.parametrize("role", ["ps", "coordinator"])
+def test_a_killed_server_or_coordinator_resumes_at_the_ledger(start, role):
+    run, process = start()
+    run.wait_for(lambda: run.saves_seen() >= 1 and run.steps_seen() >= 3, process)
+    os.kill(run.pids(role)[-1], signal.SIGKILL)
+    run.wait_for(lambda: len(run.pids("coordinator")) == 2, process)
+    assert process.wait(400) == 0, run.log()
+    assert "restored checkpoint-" in run.log()
+    _assert_every_sample_counts_once(run)
+
+
+def test_sigterm_drains_and_saves_and_the_next_run_goes_on_there(start):
+    run, process = start()
+    run.wait_for(lambda: run.steps_seen() >= 2, process)
+    process.terminate()
+    assert process.wait(60) == 0, run.log()
+    trained = run.ledger()["totals"]["samples"]
+    assert 0 < trained < SAMPLES
+    assert np.count_nonzero(run.counters() == 1) == trained
+    assert np.count_nonzero(run.counters() == 0) == SAMPLES - trained
+    assert run.start().wait(400) == 0, run.log()
+    _assert_every_sample_counts_once(run)

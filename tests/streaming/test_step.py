@@ -1,0 +1,246 @@
+"""The range transaction, on one process's devices standing in for servers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from streaming.config import FrequencyConfig
+from streaming.reader import RangeReader, Status, to_features
+from streaming.source import ReadResult, Reject, SchemaMismatchError, SourceUnavailableError
+
+import tensorflow as tf  # isort: skip
+
+from models.contract import FeatureValue, Input, Optimizer, Table, Tensors, Weight
+from streaming.state import ServerState
+from streaming.step import RangeFunction, Report
+from tests.streaming.counting import CountingModel
+
+FREQUENCY = FrequencyConfig(hashes=2, buckets=64, alpha=0.1)
+FLOOR = 1000
+
+
+class NumberSource:
+    """Sample n has item id n. `read` may be told to fail."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+        self.rejects: list[Reject] = []
+        self.reads = 0
+
+    def read(self, wanted):
+        self.reads += 1
+        if self.error is not None:
+            raise self.error
+        numbers = pa.array(range(wanted.start, wanted.end), pa.int64())
+        return ReadResult(pa.table({"item_id": numbers}), self.rejects, 0)
+
+
+def run(function, *, slot: int, sequence: int, start: int, end: int) -> Report:
+    return function(
+        tf.constant([slot, sequence], tf.int64),
+        tf.constant("numbers"),
+        tf.constant([0, start, end, 0, 0, 0], tf.int64),
+    )
+
+
+def make(model, source, tmp_path: Path, *, servers: int, batch_size: int = 8):
+    RangeReader(source, model.inputs, dead_letters=tmp_path / "dead").register()
+    state = ServerState(
+        model,
+        ["/device:CPU:0"] * servers,
+        frequency=FREQUENCY,
+        seed=1,
+        num_slots=2,
+        floor=FLOOR,
+    )
+    return state, RangeFunction(state, batch_size=batch_size).build()
+
+
+def table_of(state: ServerState, name: str) -> np.ndarray:
+    return np.concatenate([shard.numpy() for shard in state.tables[name].variables])
+
+
+@pytest.mark.parametrize("servers", [1, 3])
+def test_a_range_that_is_pushed_twice_counts_once(tmp_path, servers):
+    state, function = make(CountingModel(50), NumberSource(), tmp_path, servers=servers)
+    for _ in range(3):
+        report = run(function, slot=0, sequence=FLOOR + 1, start=10, end=40)
+    counts = report.counts.numpy().tolist()
+    assert counts == [Status.OK, 30, 0, 0, 4, 0, 0]  # 4 batches of up to 8; applied by none now
+    expected = np.zeros(50)
+    expected[10:40] = 1
+    np.testing.assert_array_equal(table_of(state, "counter")[:, 0], expected)
+    assert state.weights["batches"].numpy().tolist() == [4.0]
+    assert [int(clock) for clock in state.clocks] == [4] * servers
+
+
+def test_a_push_of_a_former_life_or_a_former_range_does_not_count(tmp_path):
+    state, function = make(CountingModel(50), NumberSource(), tmp_path, servers=2)
+    run(function, slot=0, sequence=FLOOR, start=0, end=50)  # as old as the floor
+    assert not table_of(state, "counter").any()
+    run(function, slot=0, sequence=FLOOR + 5, start=0, end=10)
+    run(function, slot=0, sequence=FLOOR + 4, start=10, end=20)  # woke up too late
+    run(function, slot=1, sequence=FLOOR + 4, start=20, end=30)  # another slot: in time
+    assert np.flatnonzero(table_of(state, "counter")).tolist() == [*range(10), *range(20, 30)]
+
+
+def test_a_push_that_reached_one_server_is_finished_on_the_others_only(tmp_path):
+    state, function = make(CountingModel(50), NumberSource(), tmp_path, servers=2)
+    for marks in (state.begun[0], state.applied[0]):  # server 0 has had this range
+        marks[0].assign(FLOOR + 1)
+    report = run(function, slot=0, sequence=FLOOR + 1, start=0, end=50)
+    assert report.counts.numpy()[5] == 1
+    assert np.flatnonzero(table_of(state, "counter")).tolist() == list(range(25, 50))
+
+
+def test_a_torn_push_is_seen_and_not_repeated(tmp_path):
+    state, function = make(CountingModel(50), NumberSource(), tmp_path, servers=2)
+    state.begun[1][0].assign(FLOOR + 1)  # began on server 1 and was cut there
+    report = run(function, slot=0, sequence=FLOOR + 1, start=0, end=50)
+    assert report.counts.numpy()[5:].tolist() == [1, 1]  # applied by one server, torn on one
+    assert np.flatnonzero(table_of(state, "counter")).tolist() == list(range(25))
+
+
+def test_an_empty_range_leaves_everything_as_it_was(tmp_path):
+    state, function = make(CountingModel(50), NumberSource(), tmp_path, servers=1)
+    report = run(function, slot=0, sequence=FLOOR + 1, start=7, end=7)
+    assert report.counts.numpy()[:5].tolist() == [Status.OK, 0, 0, 0, 0]
+    assert not table_of(state, "counter").any()
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (SourceUnavailableError("no broker"), Status.UNAVAILABLE),
+        (SchemaMismatchError("no column"), Status.SCHEMA_MISMATCH),
+        (RuntimeError("a bug"), Status.FAILED),
+    ],
+)
+def test_a_range_that_cannot_be_read_is_not_marked_and_counts_when_it_can(tmp_path, error, status):
+    source = NumberSource()
+    state, function = make(CountingModel(50), source, tmp_path, servers=1)
+    source.error = error
+    report = run(function, slot=0, sequence=FLOOR + 1, start=0, end=50)
+    assert report.counts.numpy()[0] == status
+    assert str(error) in report.detail.numpy().decode()
+    source.error = None
+    report = run(function, slot=0, sequence=FLOOR + 1, start=0, end=50)
+    assert report.counts.numpy()[[0, 5]].tolist() == [Status.OK, 1]
+    assert table_of(state, "counter").sum() == 50
+
+
+def test_rejects_are_counted_and_written_once_however_often_they_are_read(tmp_path):
+    source = NumberSource()
+    source.rejects = [Reject(3, "undecodable", "found noise", b"\x00\x01")]
+    _, function = make(CountingModel(50), source, tmp_path, servers=1)
+    for _ in range(2):
+        report = run(function, slot=0, sequence=FLOOR + 1, start=0, end=10)
+    assert report.counts.numpy()[2] == 1
+    (file,) = (tmp_path / "dead").iterdir()
+    (row,) = pq.read_table(file).to_pylist()
+    assert row["offset"] == 3
+    assert row["reason"] == "undecodable"
+    assert row["payload"] == b"\x00\x01"
+
+
+def test_a_read_ahead_is_used(tmp_path):
+    source = NumberSource()
+    state, function = make(CountingModel(50), source, tmp_path, servers=1)
+    mark = tf.constant([0, FLOOR + 1], tf.int64)
+    function(mark, tf.constant("numbers"), tf.constant([0, 0, 10, 0, 10, 20], tf.int64))
+    mark = tf.constant([0, FLOOR + 2], tf.int64)
+    function(mark, tf.constant("numbers"), tf.constant([0, 10, 20, 0, 0, 0], tf.int64))
+    assert source.reads == 2
+    assert table_of(state, "counter").sum() == 20
+
+
+class Regression:
+    """Loss = mean over the batch of (row . weight - 1)^2 / 2, rows of a [6, 2] table."""
+
+    def __init__(self, kind: str) -> None:
+        optimizer = Optimizer(kind=kind, learning_rate=0.1, initial_accumulator=0.1)
+        self.tables = [
+            Table(name="rows", buckets=6, dim=2, initial_bound=0.5, optimizer=optimizer)
+        ]
+        self.weights = [Weight(name="w", shape=(2,), initial_bound=0.5, optimizer=optimizer)]
+        self.inputs = [
+            Input(name="item_id", dtype=tf.int64, table="rows"),
+        ]
+        self.candidate_input = None
+
+    def encode(self, features: Mapping[str, FeatureValue]) -> dict[str, FeatureValue]:
+        return {"item_id": features["item_id"] % 6}
+
+    def loss(
+        self,
+        features: Mapping[str, FeatureValue],
+        *,
+        tables: Tensors,
+        weights: Tensors,
+        candidate_sampling_probability: tf.Tensor | None,
+    ) -> tf.Tensor:
+        assert candidate_sampling_probability is None
+        rows = tf.gather(tables["rows"], features["item_id"])
+        error = tf.linalg.matvec(rows, weights["w"]) - 1.0
+        return tf.reduce_mean(error**2) / 2
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adagrad"])
+@pytest.mark.parametrize("servers", [1, 2])
+def test_a_range_equals_its_mini_batches_taken_one_by_one_in_numpy(tmp_path, kind, servers):
+    model = Regression(kind)
+    source = NumberSource()
+    state, function = make(model, source, tmp_path, servers=servers, batch_size=4)
+    rows, weight = table_of(state, "rows").astype(float), state.weights["w"].numpy().astype(float)
+    sums = {"rows": np.full((6, 2), 0.1), "w": np.full(2, 0.1)}
+
+    def update(value, total, gradient):
+        if kind == "sgd":
+            return value - 0.1 * gradient, total
+        total = total + gradient**2
+        return value - 0.1 * gradient / (np.sqrt(total) + 1e-7), total
+
+    reader = RangeReader(source, model.inputs, dead_letters=tmp_path)
+    for number, (start, end) in enumerate([(0, 10), (10, 21)]):
+        run(function, slot=0, sequence=FLOOR + 1 + number, start=start, end=end)
+        ids = reader._read_for_graph(b"numbers", np.array([0, start, end, 0, 0, 0]))[2] % 6
+        for begin in range(0, len(ids), 4):
+            batch = ids[begin : begin + 4]
+            error = rows[batch] @ weight - 1
+            row_gradient = np.zeros_like(rows)
+            np.add.at(row_gradient, batch, error[:, None] * weight / len(batch))
+            weight_gradient = rows[batch].T @ error / len(batch)
+            rows, sums["rows"] = update(rows, sums["rows"], row_gradient)
+            weight, sums["w"] = update(weight, sums["w"], weight_gradient)
+    np.testing.assert_allclose(table_of(state, "rows"), rows, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(state.weights["w"].numpy(), weight, rtol=1e-4, atol=1e-6)
+
+
+def test_features_of_every_kind_arrive_as_they_were():
+    inputs = [
+        Input(name="id", dtype=tf.string, table="t"),
+        Input(name="ids", dtype=tf.int64, ragged=True, table="t"),
+        Input(name="number", dtype=tf.float32),
+        Input(name="vector", dtype=tf.float32, size=2),
+    ]
+    samples = pa.table(
+        {
+            "id": ["a", None, "c"],
+            "ids": pa.array([[1, 2], [], None], pa.list_(pa.int64())),
+            "number": pa.array([1.5, None, 2.0], pa.float32()),
+            "vector": pa.array([[1, 2], [3, 4], [5, 6]], pa.list_(pa.float32())),
+        }
+    )
+    features = to_features(samples.slice(0, 3), inputs)
+    assert features["id"].numpy().tolist() == [b"a", b"", b"c"]
+    assert features["ids"].to_list() == [[1, 2], [], []]
+    assert np.isnan(features["number"].numpy()[1])
+    assert features["vector"].numpy().tolist() == [[1, 2], [3, 4], [5, 6]]
+    sliced = to_features(samples.slice(1, 2), inputs)
+    assert sliced["vector"].numpy().tolist() == [[3, 4], [5, 6]]
