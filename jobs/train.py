@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
@@ -38,7 +39,7 @@ from streaming.cluster import (
     serve,
     topology_from_environment,
 )
-from streaming.config import TrainConfig
+from streaming.config import ArchiveConfig, TrainConfig
 
 if TYPE_CHECKING:
     from models.contract import Model
@@ -92,7 +93,9 @@ def _place(arguments: argparse.Namespace) -> tuple[Topology, str, int]:
         return topology_from_environment(os.environ)
     missing = [name for name in ("ps", "workers", "coordinator") if not getattr(arguments, name)]
     if missing:
-        raise InputError(f"--role: found no --{', --'.join(missing)}; expected the addresses of all")
+        raise InputError(
+            f"--role: found no --{', --'.join(missing)}; expected the addresses of all"
+        )
     topology = Topology(
         arguments.coordinator,
         tuple(arguments.workers.split(",")),
@@ -108,8 +111,7 @@ def _place(arguments: argparse.Namespace) -> tuple[Topology, str, int]:
 def _run_local(arguments: argparse.Namespace) -> int:
     from jobs.local import LocalCluster
 
-    sections = {"specification": Specification, "train": TrainConfig}
-    settings = load_settings(arguments.config, arguments.overrides, sections)
+    settings = load_settings(arguments.config, arguments.overrides, {"train": TrainConfig})
     config = cast(TrainConfig, settings["train"])
     command = [sys.executable, "-m", "jobs.train", "--config", str(arguments.config)]
     for override in arguments.overrides:
@@ -123,7 +125,11 @@ class TrainingProcess:
     def __init__(self, arguments: argparse.Namespace) -> None:
         from models.two_tower import TwoTowerConfig
 
-        sections = {"specification": Specification, "model": TwoTowerConfig, "train": TrainConfig}
+        sections: dict[str, type[BaseModel]] = {
+            "specification": Specification,
+            "model": TwoTowerConfig,
+            "train": TrainConfig,
+        }
         settings = load_settings(arguments.config, arguments.overrides, sections)
         self._specification = cast(Specification, settings["specification"])
         self._model_config = cast("TwoTowerConfig", settings["model"])
@@ -141,9 +147,10 @@ class TrainingProcess:
 
         schema = self._specification.sample_schema
         source = self._config.source
-        if source.archive is not None:
-            return ArchiveSource(source.archive.directory, schema, replays=source.archive.replays)
-        return KafkaSource(source.kafka, schema)
+        if source.kafka is not None:
+            return KafkaSource(source.kafka, schema)
+        archive = cast(ArchiveConfig, source.archive)  # exactly one of the two is set
+        return ArchiveSource(archive.directory, schema, replays=archive.replays)
 
     def register_reader(self) -> None:
         """Makes samples readable from graphs in this process, a worker."""

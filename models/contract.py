@@ -77,11 +77,21 @@ class Input:
 class Model(Protocol):
     """What `streaming` trains. See `models.two_tower` for the first of them."""
 
-    tables: Sequence[Table]
-    weights: Sequence[Weight]
-    inputs: Sequence[Input]
-    candidate_input: str | None
-    """The id input whose sampling probability the trainer estimates; None for no estimation."""
+    @property
+    def tables(self) -> Sequence[Table]:
+        """The embedding tables."""
+
+    @property
+    def weights(self) -> Sequence[Weight]:
+        """The dense parameters."""
+
+    @property
+    def inputs(self) -> Sequence[Input]:
+        """The sample columns that it reads."""
+
+    @property
+    def candidate_input(self) -> str | None:
+        """The id input whose sampling probability the trainer estimates; None for none."""
 
     def encode(self, features: Mapping[str, FeatureValue]) -> dict[str, FeatureValue]:
         """Replaces raw ids by int64 buckets of their tables; other inputs pass unchanged."""

@@ -149,7 +149,7 @@ class Coordinator:
         ]
 
     def _check_workers(self) -> None:
-        """Proves that a scheduled function reaches the Python of its worker, not of this process."""
+        """Proves that a scheduled function reaches Python in its worker, not in this process."""
         whose = tf.function(reader.worker_pid, input_signature=[], autograph=False)
         for _ in range(2 * len(self._topology.workers)):
             pid = int(self._cluster.schedule(whose).fetch())
@@ -237,9 +237,7 @@ class Coordinator:
             raise RestartNeededError("ranges in flight did not finish before a save")
         step = int(self._state.step.numpy())
         folder = self._store.save(self._checkpoint, self._ledger, step=step)
-        logger.info(
-            "saved %s: step %d, %d samples", folder.name, step, self._ledger.totals.samples
-        )
+        logger.info("saved %s: step %d, %d samples", folder.name, step, self._ledger.totals.samples)
         with self._changed:
             self._paused = False
             self._changed.notify_all()
@@ -362,7 +360,9 @@ def run_restartable(run: Callable[[], Ledger]) -> Ledger | None:
     except tf.errors.UnknownError:
         raise
     except (RestartNeededError, tf.errors.OpError, SourceUnavailableError) as error:
-        logger.error("%s: %s", type(error).__name__, str(error).splitlines()[0])
+        logger.error(  # noqa: TRY400 - an outage is no bug: no traceback
+            "%s: %s", type(error).__name__, str(error).splitlines()[0]
+        )
         return None
 
 

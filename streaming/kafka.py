@@ -17,8 +17,8 @@ from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.errors import KafkaConfigurationError, KafkaError, OffsetOutOfRangeError
 from pydantic import Field
 
-from pipeline.connection import BrokerConnection, watch_client_log
-from pipeline.record import RecordError, decode
+from pipeline.topics.connection import BrokerConnection, watch_client_log
+from pipeline.topics.record import RecordError, decode
 from pipeline.schema import InputError
 from streaming.source import Partition, Range, ReadResult, Reject, SourceUnavailableError
 

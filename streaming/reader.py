@@ -38,8 +38,8 @@ from streaming.source import (
 
 logger = logging.getLogger(__name__)
 
-_READ_TOKEN = "headrace.read_range"  # noqa: S105 - a name in TensorFlow's registry, not a secret
-_PID_TOKEN = "headrace.process_id"  # noqa: S105
+_READ_TOKEN = "headrace.read_range"
+_PID_TOKEN = "headrace.process_id"
 
 
 class Status(enum.IntEnum):
@@ -70,7 +70,7 @@ class RangeReader:
     def register(self) -> None:
         """Makes this reader reachable from graphs that run in this process."""
         _REGISTERED.update({_READ_TOKEN: self._read_for_graph, _PID_TOKEN: _process_id})
-        script_ops._py_funcs._funcs.update(_REGISTERED)  # noqa: SLF001 - see the module's docstring
+        script_ops._py_funcs._funcs.update(_REGISTERED)
 
     def _read_for_graph(self, topic: bytes, numbers: np.ndarray) -> list[np.ndarray]:
         number, start, end, next_number, next_start, next_end = (int(n) for n in numbers)
@@ -102,7 +102,7 @@ class RangeReader:
             status, detail = Status.UNAVAILABLE, str(error)
         except SchemaMismatchError as error:
             status, detail = Status.SCHEMA_MISMATCH, str(error)
-        except Exception as error:  # noqa: BLE001 - goes to the coordinator, which stops the run
+        except Exception as error:  # goes to the coordinator, which stops the run
             logger.exception("reading %s failed", wanted)
             status, detail = Status.FAILED, f"{type(error).__name__}: {error}"
         if status != Status.OK:
@@ -217,7 +217,10 @@ def _flat_arrays(column: Input, chunks: pa.ChunkedArray) -> list[np.ndarray]:
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
     if column.ragged:
         lengths = pc.fill_null(pc.list_value_length(array), 0)
-        return [_numpy(column, array.flatten()), lengths.to_numpy(False).astype(np.int64)]
+        return [
+            _numpy(column, array.flatten()),
+            lengths.to_numpy(zero_copy_only=False).astype(np.int64),
+        ]
     if column.size is not None:
         return [_numpy(column, array.flatten()).reshape(-1, column.size)]
     return [_numpy(column, array)]

@@ -89,7 +89,7 @@ class ServerState:
         tables: Embedding rows, by table name.
         weights: Dense parameters, by name.
         server_of: Which server holds each dense weight.
-        accumulators: Adagrad sums, by the name of their table or weight.
+        table_sums, weight_sums: Adagrad's sums, by the name of their table or weight.
         last_seen, mean_gap: The estimator's A and B, flat over the hashes; None without it.
         step: Mini-batches applied, on the first server.
     """
@@ -109,7 +109,8 @@ class ServerState:
         self.frequency = frequency
         self.tables: dict[str, Shards] = {}
         self.weights: dict[str, tf.Variable] = {}
-        self.accumulators: dict[str, Shards | tf.Variable] = {}
+        self.table_sums: dict[str, Shards] = {}
+        self.weight_sums: dict[str, tf.Variable] = {}
         for table in model.tables:
             self._create_table(table, seed)
         self.server_of = {
@@ -135,7 +136,7 @@ class ServerState:
                 sums.append(tf.fill(shape, table.optimizer.initial_accumulator))
         self.tables[table.name] = Shards(table.name, values, self.devices)
         if table.optimizer.kind == "adagrad":
-            self.accumulators[table.name] = Shards(f"{table.name}/sum", sums, self.devices)
+            self.table_sums[table.name] = Shards(f"{table.name}/sum", sums, self.devices)
 
     def _create_weight(self, weight: Weight, device: str, seed: int) -> None:
         with tf.device(device):
@@ -143,7 +144,7 @@ class ServerState:
             self.weights[weight.name] = tf.Variable(value, trainable=False, name=weight.name)
             if weight.optimizer.kind == "adagrad":
                 total = tf.fill(weight.shape, weight.optimizer.initial_accumulator)
-                self.accumulators[weight.name] = tf.Variable(total, trainable=False)
+                self.weight_sums[weight.name] = tf.Variable(total, trainable=False)
 
     def _create_estimator(self) -> None:
         sizes = _shard_sizes(self.frequency.hashes * self.frequency.buckets, len(self.devices))
@@ -166,18 +167,15 @@ class ServerState:
         self.step = self.clocks[0]
 
     def trackables(self) -> dict[str, tf.Variable]:
-        """Returns everything that a checkpoint holds, by name. Marks live one coordinator's life."""
+        """Returns all that a checkpoint holds, by name; marks live one coordinator's life only."""
         named: dict[str, tf.Variable] = {"step": self.step}
+        named |= {f"weight/{name}": weight for name, weight in self.weights.items()}
+        named |= {f"accumulator/{name}": total for name, total in self.weight_sums.items()}
         shards = {f"table/{name}": table for name, table in self.tables.items()}
-        for name, total in self.accumulators.items():
-            if isinstance(total, Shards):
-                shards[f"accumulator/{name}"] = total
-            else:
-                named[f"accumulator/{name}"] = total
+        shards |= {f"accumulator/{name}": total for name, total in self.table_sums.items()}
         if self.last_seen is not None and self.mean_gap is not None:
             shards |= {"frequency/last_seen": self.last_seen, "frequency/mean_gap": self.mean_gap}
-        named |= {name: array.trackable for name, array in shards.items()}
-        return named | {f"weight/{name}": weight for name, weight in self.weights.items()}
+        return named | {name: array.trackable for name, array in shards.items()}
 
     def align_clocks(self) -> None:
         """Gives every server the restored step; all servers agree on it between ranges."""
@@ -208,14 +206,14 @@ class ServerState:
 
     def pull_table(self, name: str, route: Route) -> Parameter:
         """Returns the routed rows of a table and of its accumulator."""
-        total = self.accumulators.get(name)
-        sums = self.pull_rows(total, route) if isinstance(total, Shards) else None
+        total = self.table_sums.get(name)
+        sums = None if total is None else self.pull_rows(total, route)
         return Parameter(self.pull_rows(self.tables[name], route), sums)
 
     def pull_weight(self, name: str) -> Parameter:
         """Returns a dense weight and its accumulator."""
-        total = self.accumulators.get(name)
-        sums = total.read_value() if total is not None else None
+        total = self.weight_sums.get(name)
+        sums = None if total is None else total.read_value()
         return Parameter(self.weights[name].read_value(), sums)
 
     def push(
@@ -274,7 +272,7 @@ class _ServerChanges:
         rows = self._arrived(route.local_rows[self._server])
         targets = [(self._state.tables[name], change.value)]
         if change.accumulator is not None:
-            targets.append((self._state.accumulators[name], change.accumulator))
+            targets.append((self._state.table_sums[name], change.accumulator))
         for array, difference in targets:
             part = difference
             if len(self._state.devices) > 1:
@@ -286,7 +284,7 @@ class _ServerChanges:
             return
         self._sums.append((self._state.weights[name], None, self._arrived(change.value)))
         if change.accumulator is not None:
-            total = self._state.accumulators[name]
+            total = self._state.weight_sums[name]
             self._sums.append((total, None, self._arrived(change.accumulator)))
 
     def compose_frequencies(self, route: Route, summary: freq.Summary) -> None:
@@ -319,7 +317,9 @@ class _ServerChanges:
                 return PushOutcome(tf.identity(fresh), tf.identity(torn))
 
     @staticmethod
-    def _mark(marks: tf.Variable, slot: tf.Tensor, sequence: tf.Tensor, fresh: tf.Tensor) -> tf.Operation:
+    def _mark(
+        marks: tf.Variable, slot: tf.Tensor, sequence: tf.Tensor, fresh: tf.Tensor
+    ) -> tf.Operation:
         value = tf.where(fresh, sequence, marks.sparse_read(slot))
         return tf.raw_ops.ResourceScatterUpdate(
             resource=marks.handle, indices=slot[tf.newaxis], updates=value[tf.newaxis]

@@ -46,10 +46,8 @@ class MiniBatches:
     def __init__(self, model: Model, *, batch_size: int) -> None:
         self.model = model
         self.batch_size = batch_size
-        self._optimizers: dict[str, Optimizer] = {
-            parameter.name: parameter.optimizer
-            for parameter in [*model.tables, *model.weights]
-        }
+        self._optimizers: dict[str, Optimizer] = {t.name: t.optimizer for t in model.tables}
+        self._optimizers |= {weight.name: weight.optimizer for weight in model.weights}
         self._dims = {table.name: table.dim for table in model.tables}
 
     def learn(
@@ -101,9 +99,7 @@ class MiniBatches:
             tables[name] = tf.ensure_shape(held, [None, self._dims[name]])
         weights = {}
         for weight in self.model.weights:
-            held = tf.raw_ops.ReadVariableOp(
-                resource=handles[weight.name].value, dtype=tf.float32
-            )
+            held = tf.raw_ops.ReadVariableOp(resource=handles[weight.name].value, dtype=tf.float32)
             weights[weight.name] = tf.ensure_shape(held, weight.shape)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([tables, weights])

@@ -162,7 +162,9 @@ def _cluster(run: Path, samples: Path, variant: str, address: str, size: int) ->
             check=False,
         )
     if done.returncode:
-        raise RuntimeError(f"{variant}: exit {done.returncode}\n{(run / 'log').read_text()[-4000:]}")
+        raise RuntimeError(
+            f"{variant}: exit {done.returncode}\n{(run / 'log').read_text()[-4000:]}"
+        )
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     first, last = lines[0], lines[-2]
     return (last["stream/samples"] - first["stream/samples"]) / (last["time"] - first["time"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import tensorflow as tf
 
@@ -20,7 +21,7 @@ from streaming.archive import ArchiveSource
 from streaming.config import FrequencyConfig
 from streaming.reader import to_features
 from streaming.source import Range
-from streaming.state import ServerState
+from streaming.state import ServerState, Shards
 from streaming.step import Handles, MiniBatches, bucket_numbers
 
 _CHUNK = 8192
@@ -89,11 +90,13 @@ class Alone:
             num_batches=num_batches,
             alpha=self._config.alpha,
         )
-        last_seen, mean_gap = state.last_seen.variables[0], state.mean_gap.variables[0]
-        held = mean_gap.sparse_read(summary.buckets)
+        last_seen, mean_gap = (
+            cast(Shards, array).variables[0] for array in (state.last_seen, state.mean_gap)
+        )
+        held = tf.gather(mean_gap, summary.buckets)
         composed = freq.compose(
             summary,
-            last_seen=last_seen.sparse_read(summary.buckets),
+            last_seen=tf.gather(last_seen, summary.buckets),
             mean_gap=held,
             clock=state.step.read_value(),
             alpha=self._config.alpha,
@@ -107,10 +110,6 @@ class Alone:
         state = self._state
         values = {name: table.variables[0] for name, table in state.tables.items()}
         values |= state.weights
-        sums = {
-            name: total if isinstance(total, tf.Variable) else total.variables[0]
-            for name, total in state.accumulators.items()
-        }
-        return {
-            name: Handles(value.handle, sums[name].handle) for name, value in values.items()
-        }
+        sums = {name: total.variables[0] for name, total in state.table_sums.items()}
+        sums |= state.weight_sums
+        return {name: Handles(value.handle, sums[name].handle) for name, value in values.items()}

@@ -10,8 +10,6 @@ import os
 import sys
 from collections.abc import Sequence
 
-import pyarrow as pa
-
 from jobs.main import run_job
 from jobs.train import TrainingProcess, argument_parser, run_role
 from streaming.archive import ArchiveSource

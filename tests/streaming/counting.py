@@ -21,9 +21,7 @@ class CountingModel:
 
     def __init__(self, num_samples: int) -> None:
         self.tables = [
-            Table(
-                name="counter", buckets=num_samples, dim=1, initial_bound=0, optimizer=_ADD_ONE
-            )
+            Table(name="counter", buckets=num_samples, dim=1, initial_bound=0, optimizer=_ADD_ONE)
         ]
         self.weights = [Weight(name="batches", shape=(1,), initial_bound=0, optimizer=_ADD_ONE)]
         self.inputs = [Input(name=COLUMN, dtype=tf.int64, table="counter")]

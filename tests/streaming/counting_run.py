@@ -71,7 +71,9 @@ class FaultyRangeFunction(step.RangeFunction):
 
 def _faulty_push(original):
     def push(self, mark, *, num_batches, **changes):
-        return original(self, mark, num_batches=_pass_through("before-push", num_batches), **changes)
+        return original(
+            self, mark, num_batches=_pass_through("before-push", num_batches), **changes
+        )
 
     return push
 

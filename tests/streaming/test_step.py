@@ -165,9 +165,7 @@ class Regression:
 
     def __init__(self, kind: str) -> None:
         optimizer = Optimizer(kind=kind, learning_rate=0.1, initial_accumulator=0.1)
-        self.tables = [
-            Table(name="rows", buckets=6, dim=2, initial_bound=0.5, optimizer=optimizer)
-        ]
+        self.tables = [Table(name="rows", buckets=6, dim=2, initial_bound=0.5, optimizer=optimizer)]
         self.weights = [Weight(name="w", shape=(2,), initial_bound=0.5, optimizer=optimizer)]
         self.inputs = [
             Input(name="item_id", dtype=tf.int64, table="rows"),
