@@ -13,7 +13,7 @@ from rich.table import Table
 
 from jobs.main import run_job
 from jobs.settings import EXIT_DONE, add_config_arguments, load_settings
-from pipeline.connection import BrokerUnavailableError
+from pipeline.topics.connection import BrokerUnavailableError
 from pipeline.publish import PartitionCount, PublishConfig, publish
 from pipeline.specification import Specification
 from streaming.source import SourceUnavailableError

@@ -10,6 +10,6 @@ A sample passes the modules in this order:
     statistics              the same of items, which takes a second shuffle
     manifest > write        counts; `dt=YYYY-MM-DD/` files and their manifest, atomically
     samples                 all of it wired together
-    record, connection      samples as Kafka records; what all Kafka clients share
+    topics/                 samples as Kafka records; what all Kafka clients share
     publish                 sample files to Kafka
 """

@@ -1,7 +1,7 @@
 """Sample streams to parameters, on TensorFlow parameter servers.
 
 Read in the order in which a sample passes: `config`, `source > archive, kafka` (where samples come
-from; a Kafka record is `pipeline.topics.record`), `reader > frequency > step > state` (what a worker does
+from; records are `pipeline.topics`), `reader > frequency > step > state` (what a worker does
 with a range of them, and what the parameter servers hold), `ledger > coordinator > checkpoint` (who
 decides and who remembers), `cluster` (the processes).
 """

@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "pipeline": set(),
     "models": CONTRACTS,
     "streaming": CONTRACTS
-    | {"pipeline.record", "pipeline.connection", "pipeline.manifest"}
+    | {"pipeline.topics", "pipeline.manifest"}
     | {"models.contract", "models.features"},
 }
 # Third parties have homes: a room, or single modules.

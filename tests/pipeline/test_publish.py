@@ -9,7 +9,7 @@ import pytest
 from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource
 
-from pipeline.connection import BrokerUnavailableError
+from pipeline.topics.connection import BrokerUnavailableError
 from pipeline.publish import PublishConfig, publish
 from pipeline.schema import InputError, SchemaMismatchError
 from streaming.kafka import KafkaSource, KafkaSourceConfig

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 
-from pipeline.record import encode
+from pipeline.topics.record import encode
 from pipeline.schema import InputError, SchemaMismatchError
 from streaming.kafka import KafkaSource, KafkaSourceConfig
 from streaming.source import Partition, Range, SourceUnavailableError

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline.record import FORMAT, RecordError, decode, encode
+from pipeline.topics.record import FORMAT, RecordError, decode, encode
 from pipeline.schema import SchemaMismatchError, schema_fingerprint
 
 SCHEMA = pa.schema(
