@@ -28,7 +28,11 @@ FATES: Final = ("joined", "late", "early", "orphan_dropped", "orphan_kept")
     late            came after the window: dropped
     early           older than every impression of its key: dropped
     orphan_dropped  no impression with its key in the log: dropped
-    orphan_kept     the same, but its own impression (`orphans: keep`)
+    orphan_kept     no impression with its key by then, and `orphans: keep`: its own impression, or
+                    within the window after such a one
+
+Which of the two an outcome without a former impression is, early or orphan, its future decides. So
+`keep` keeps both: else a later impression would unmake a sample that stands before it.
 """
 
 OrphanRule = Literal["drop", "keep"]
@@ -56,8 +60,8 @@ def join_outcomes(
     Args:
         events: Deduplicated events of whole users.
         window_ms: An outcome counts up to this long after its impression, inclusive.
-        orphans: What to do with an outcome whose key has no impression: drop it, or make it (the
-            first of its key) an impression at its own time.
+        orphans: What to do with an outcome that has no impression by its time: drop it, or make it
+            (the first of its key) an impression at its own time.
 
     Returns:
         The impressions; the joined outcomes, each with `impression`, the row number of its
@@ -65,28 +69,33 @@ def join_outcomes(
     """
     is_impression = pl.col(s.ACTION) == s.IMPRESSION
     impressions, outcomes = events.filter(is_impression), events.filter(~is_impression)
-    keyed = outcomes.join(impressions.select(JOIN_KEYS).unique(), on=JOIN_KEYS, how="semi")
-    lost = outcomes.join(keyed.select(JOIN_KEYS).unique(), on=JOIN_KEYS, how="anti")
-    fates = dict.fromkeys(FATES, 0)
-    if orphans == "drop":
-        fates["orphan_dropped"] = len(lost)
-        impressions, joined, rest = _join(impressions, keyed, window_ms)
-        return impressions, joined, fates | rest
-    first = lost.sort(s.TIMESTAMP_MS, s.EVENT_ID).unique(
-        JOIN_KEYS, keep="first", maintain_order=True
-    )
-    num_known = len(impressions)
-    impressions, joined, rest = _join(pl.concat([impressions, first]), outcomes, window_ms)
-    kept = int((joined["impression"] >= num_known).sum())
-    fates |= rest
-    return impressions, joined, fates | {"joined": fates["joined"] - kept, "orphan_kept": kept}
+    num_logged = len(impressions)
+    last = _last_impressions(impressions, outcomes)
+    if orphans == "keep":
+        first = outcomes.filter(last < 0).sort(s.TIMESTAMP_MS, s.EVENT_ID)
+        first = first.unique(JOIN_KEYS, keep="first", maintain_order=True)
+        impressions = pl.concat([impressions, first])
+        last = _last_impressions(impressions, outcomes)
+    shown_ms = np.append(_ints(impressions[s.TIMESTAMP_MS]), 0)[last]
+    late = (last >= 0) & (_ints(outcomes[s.TIMESTAMP_MS]) > shown_ms + window_ms)
+    joined = (last >= 0) & ~late
+    keys = impressions.select(JOIN_KEYS).unique()
+    num_early = len(outcomes.filter(last < 0).join(keys, on=JOIN_KEYS, how="semi"))
+    fates = {
+        "joined": int((joined & (last < num_logged)).sum()),
+        "late": int(late.sum()),
+        "early": num_early,
+        "orphan_dropped": int((last < 0).sum()) - num_early,
+        "orphan_kept": int((joined & (last >= num_logged)).sum()),
+    }
+    matched = outcomes.with_columns(impression=pl.Series(last, dtype=pl.UInt32, strict=False))
+    return impressions, matched.filter(joined), fates
 
 
-def _join(
-    impressions: pl.DataFrame, outcomes: pl.DataFrame, window_ms: int
-) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, int]]:
+def _last_impressions(impressions: pl.DataFrame, outcomes: pl.DataFrame) -> IntArray:
+    """Returns, for each outcome, the row of the last impression of its key by then, or -1."""
     keys = outcomes.select(JOIN_KEYS).unique(maintain_order=True).with_row_index("key")
-    outcomes = outcomes.join(keys, on=JOIN_KEYS, how="left", maintain_order="left")
+    coded = outcomes.join(keys, on=JOIN_KEYS, how="left", maintain_order="left")
     # Few impressions have outcomes, so only those are sorted.
     log = (
         impressions.select(*JOIN_KEYS, s.TIMESTAMP_MS, s.EVENT_ID)
@@ -94,16 +103,15 @@ def _join(
         .join(keys, on=JOIN_KEYS, how="inner")
         .sort("key", s.TIMESTAMP_MS, s.EVENT_ID)
     )
-    log_keys, log_times = _ints(log["key"]), _ints(log[s.TIMESTAMP_MS])
-    out_keys, out_times = _ints(outcomes["key"]), _ints(outcomes[s.TIMESTAMP_MS])
-    ends = end_positions((log_keys, log_times), (out_keys, out_times), inclusive=True)
-    early = ends == start_positions(log_keys, out_keys)
-    last = np.maximum(ends - 1, 0)
-    late = ~early & (out_times > log_times[last] + window_ms) if len(log) else early
-    joined = ~early & ~late
-    matched = outcomes.with_columns(impression=log["impression"].gather(last)).filter(joined)
-    fates = {"joined": int(joined.sum()), "late": int(late.sum()), "early": int(early.sum())}
-    return impressions, matched.drop("key"), fates
+    log_keys, out_keys = _ints(log["key"]), _ints(coded["key"])
+    ends = end_positions(
+        (log_keys, _ints(log[s.TIMESTAMP_MS])),
+        (out_keys, _ints(coded[s.TIMESTAMP_MS])),
+        inclusive=True,
+    )
+    rows = np.append(_ints(log["impression"]), -1)
+    found = ends > start_positions(log_keys, out_keys)
+    return rows[np.where(found, ends - 1, len(rows) - 1)]
 
 
 def _ints(column: pl.Series) -> IntArray:

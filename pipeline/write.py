@@ -133,7 +133,7 @@ def write_part(folder: Path, part: int, samples: pa.Table) -> list[OutputFile]:
     """
     days = samples[s.TIMESTAMP_MS].to_numpy() // _MS_PER_DAY
     starts = np.flatnonzero(np.diff(days, prepend=-1))
-    ends = np.append(starts[1:], len(days))
+    ends = np.append(starts, len(days))[1:]
     files = []
     for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
         day = str(days[start].astype("datetime64[D]"))

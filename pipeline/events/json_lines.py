@@ -83,6 +83,10 @@ def parse_json_lines(block: bytes, types: Mapping[str, str]) -> Parsed:
 
 def _parse_columnar(block: bytes, schema: pa.Schema, num_lines: int) -> pa.Table | None:
     """Returns one row per line, or None if the block holds anything else."""
+    # Arrow reads a stream of objects, whatever stands between them: lines are ours to check.
+    num_ends = block.count(b"}\n") + block.count(b"}\r\n") + block.endswith((b"}", b"}\r"))
+    if num_ends != num_lines:
+        return None
     try:
         block.decode()  # Arrow does not check that strings are UTF-8
         table = pa_json.read_json(

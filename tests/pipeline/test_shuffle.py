@@ -33,7 +33,9 @@ def splitmix(value: int) -> int:
 
 def fold(text: str) -> int:
     golden = 0x9E3779B97F4A7C15
-    return sum((byte + 1) * pow(golden, i + 1, 2**64) for i, byte in enumerate(text.encode())) & _MASK
+    return (
+        sum((byte + 1) * pow(golden, i + 1, 2**64) for i, byte in enumerate(text.encode())) & _MASK
+    )
 
 
 def test_splitmix_of_zero_is_the_published_first_output_of_its_generator() -> None:
@@ -66,7 +68,7 @@ def test_a_cut_keeps_every_row_once_in_order_and_whole_keys() -> None:
     table = pa.table({"k": [5, 1, 5, 2, 1, 3], "row": range(6)})
     pieces = dict(cut_by_key(table, "k", num_parts=3))
     rows = [piece["row"].to_pylist() for piece in pieces.values()]
-    assert sorted(sum(rows, [])) == list(range(6))
+    assert sorted(row for part in rows for row in part) == list(range(6))
     assert all(part == sorted(part) for part in rows)
     owners = {}
     for part, piece in pieces.items():
@@ -103,7 +105,9 @@ def test_positions_do_not_overflow_at_the_ends_of_time() -> None:
 
 def test_positions_in_an_empty_log_are_zero() -> None:
     none = np.zeros(0, np.int64)
-    assert end_positions((none, none), (np.array([3]), np.array([7])), inclusive=True).tolist() == [0]
+    assert end_positions((none, none), (np.array([3]), np.array([7])), inclusive=True).tolist() == [
+        0
+    ]
 
 
 @pytest.mark.parametrize("values", [[3, 4], ["b", "c"]])

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.events.json_lines import Reject
+from pipeline.manifest import Manifest, read_manifest, sample_files
+from pipeline.schema import InputError
+from pipeline.write import open_run, write_part, write_rejects
+from tests.pipeline.event_log import START
+
+DAY_MS = 86_400_000
+
+
+def manifest(files=()) -> Manifest:
+    return Manifest(
+        sample_schema="s",
+        config="c",
+        specification="p",
+        watermark_ms=None,
+        num_parts=4,
+        counts={},
+        rejects={},
+        outcomes={},
+        inputs=[],
+        files=list(files),
+    )
+
+
+def samples(*times: int) -> pa.Table:
+    ids = [str(i) for i in range(len(times))]
+    return pa.table({"event_id": ids, "timestamp_ms": [START + t for t in times]})
+
+
+def write_run(output, *times: int) -> None:
+    with open_run(output) as run:
+        run.commit(manifest(write_part(run.folder, 3, samples(*times))))
+
+
+def test_a_part_has_a_file_for_each_utc_day(tmp_path) -> None:
+    files = write_part(tmp_path, 3, samples(0, DAY_MS - 1, DAY_MS, 5 * DAY_MS))
+    assert [(f.path, f.day, f.part, f.rows) for f in files] == [
+        ("dt=2026-01-01/part-00003.parquet", "2026-01-01", 3, 2),
+        ("dt=2026-01-02/part-00003.parquet", "2026-01-02", 3, 1),
+        ("dt=2026-01-06/part-00003.parquet", "2026-01-06", 3, 1),
+    ]
+    rows = [pq.read_table(tmp_path / f.path, partitioning=None).num_rows for f in files]
+    assert rows == [2, 1, 1]
+
+
+def test_no_samples_write_no_file(tmp_path) -> None:
+    assert write_part(tmp_path, 0, samples().cast(samples(0).schema)) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_part_written_twice_is_there_once_with_the_same_bytes(tmp_path) -> None:
+    first = write_part(tmp_path, 3, samples(1, 2))
+    assert write_part(tmp_path, 3, samples(1, 2)) == first
+    assert [p.name for p in tmp_path.rglob("*.parquet")] == ["part-00003.parquet"]
+
+
+def test_rejects_have_the_row_of_their_file(tmp_path) -> None:
+    blocks = [(10, [Reject(9, "a", "x", b"1")]), (5, []), (5, [Reject(0, "b", "y", b"2")])]
+    write_rejects(tmp_path, 7, "log.jsonl", blocks)
+    rows = pq.read_table(tmp_path / "rejected" / "part-00007.parquet").to_pylist()
+    assert rows == [
+        {"file": "log.jsonl", "row": 10, "reason": "a", "detail": "x", "raw": b"1"},
+        {"file": "log.jsonl", "row": 16, "reason": "b", "detail": "y", "raw": b"2"},
+    ]
+
+
+def test_a_run_is_seen_only_when_it_is_committed(tmp_path) -> None:
+    output = tmp_path / "samples"
+    with open_run(output) as run:
+        files = write_part(run.folder, 3, samples(0))
+        with pytest.raises(InputError, match=r"found no such folder.*headrace samples"):
+            read_manifest(output)
+        run.commit(manifest(files))
+    assert [file.rows for file in sample_files(output)] == [1]
+
+
+def test_a_run_that_fails_leaves_the_former_output_and_is_cleaned_by_the_next(tmp_path) -> None:
+    output = tmp_path / "samples"
+    write_run(output, 0)
+    with pytest.raises(KeyError), open_run(output) as run:
+        write_part(run.folder, 9, samples(0, 1, 2))
+        raise KeyError
+    assert [(file.part, file.rows) for file in sample_files(output)] == [(3, 1)]
+    write_run(output, 0, 1)
+    assert [(file.part, file.rows) for file in sample_files(output)] == [(3, 2)]
+    assert not run.folder.exists()
+
+
+def test_a_new_run_leaves_nothing_of_the_old_one_in_the_output(tmp_path) -> None:
+    output = tmp_path / "samples"
+    write_run(output, 0, DAY_MS)
+    write_run(output, DAY_MS)
+    assert [path.name for path in sorted(output.iterdir())] == ["dt=2026-01-02", "manifest.json"]
+
+
+def test_a_reader_in_the_middle_of_a_run_keeps_its_files(tmp_path) -> None:
+    output = tmp_path / "samples"
+    write_run(output, 0, 1)
+    files = sample_files(output)
+    write_run(output, 0)
+    assert [pq.read_table(f.path, partitioning=None).num_rows for f in files] == [2]
+
+
+def test_only_one_run_writes_at_a_time(tmp_path) -> None:
+    with (
+        open_run(tmp_path / "samples"),
+        pytest.raises(InputError, match="another run"),
+        open_run(tmp_path / "samples"),
+    ):
+        pass
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path) -> None:
+    (tmp_path / "precious").touch()
+    with pytest.raises(InputError, match="did not write"), open_run(tmp_path):
+        pass
+    assert (tmp_path / "precious").exists()
+
+
+def test_an_empty_folder_may_become_the_output(tmp_path) -> None:
+    (tmp_path / "samples").mkdir()
+    write_run(tmp_path / "samples", 0)
+    assert len(sample_files(tmp_path / "samples")) == 1
