@@ -1,7 +1,7 @@
 """Features to losses, scores and SavedModels.
 
 Read `contract` (what a trainer may ask of a model), then `features > towers > losses > two_tower`,
-then `evaluate > index > export`.
+then `index > evaluate` and `bundle > export`.
 """
 
 import os
