@@ -26,6 +26,8 @@ from streaming.config import TrainConfig
 from streaming.frequency import probability
 from streaming.step import bucket_numbers
 
+_SMALL_POINT = 0.25  # of the median point's samples
+
 
 def future_questions(
     samples: pa.Table, *, training: pa.Table, cut_ms: int, specification: Specification
@@ -82,8 +84,9 @@ def read_metrics(path: Path) -> tuple[np.ndarray, float]:
         path: Its `metrics.jsonl`.
 
     Returns:
-        [num_points, 2] samples trained and mean loss since the point before; and samples per
-        second over all, from the first range handed out to the last one pushed.
+        [num_points, 2] samples trained and mean loss since the point before, without points of so
+        few samples that they say nothing; and samples per second over all, from the first range
+        handed out to the last one pushed.
     """
     points, total, seconds = [], 0, 0.0
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -94,7 +97,10 @@ def read_metrics(path: Path) -> tuple[np.ndarray, float]:
         points.append((trained, entry["train/loss"]))
         seconds += (trained - total) / entry["stream/samples_per_second"]
         total = trained
-    return np.array(points, np.float64).reshape(-1, 2), total / seconds if seconds else 0.0
+    curve = np.array(points, np.float64).reshape(-1, 2)
+    steps = np.diff(curve[:, 0], prepend=0.0)
+    curve = curve[steps >= _SMALL_POINT * np.median(steps)] if len(steps) else curve
+    return curve, total / seconds if seconds else 0.0
 
 
 def frequencies(run: Path, training: pa.Table, config: TrainConfig) -> Frequencies:

@@ -24,6 +24,7 @@ def stages(manifest: Manifest, asked: Questions) -> list[Stage]:
     outcomes = [
         Stage(name="outcomes", count=count, remark=fate.replace("_", " "))
         for fate, count in manifest.outcomes.items()
+        if count
     ]
     return [
         Stage(name="rows read", count=counts["events_read"], remark="logs before the cut"),
