@@ -13,9 +13,9 @@ from rich.table import Table
 
 from jobs.main import run_job
 from jobs.settings import EXIT_DONE, add_config_arguments, load_settings
-from pipeline.topics.connection import BrokerUnavailableError
 from pipeline.publish import PartitionCount, PublishConfig, publish
 from pipeline.specification import Specification
+from pipeline.topics.connection import BrokerUnavailableError
 from streaming.source import SourceUnavailableError
 
 

@@ -16,10 +16,10 @@ from kafka.errors import KafkaConfigurationError, KafkaError, MessageSizeTooLarg
 from kafka.protocol.consumer.offsets import OffsetSpec
 from pydantic import Field
 
-from pipeline.topics.connection import BrokerConnection, BrokerUnavailableError, watch_client_log
 from pipeline.manifest import SampleFile, sample_files
-from pipeline.topics.record import encode
 from pipeline.schema import InputError, conform
+from pipeline.topics.connection import BrokerConnection, BrokerUnavailableError, watch_client_log
+from pipeline.topics.record import encode
 
 _MAX_RECORD_BYTES: Final = 64 << 20  # the broker has the last word, and looks after compression
 _BATCH_BYTES: Final = 256 << 10

@@ -17,9 +17,9 @@ from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.errors import KafkaConfigurationError, KafkaError, OffsetOutOfRangeError
 from pydantic import Field
 
+from pipeline.schema import InputError
 from pipeline.topics.connection import BrokerConnection, watch_client_log
 from pipeline.topics.record import RecordError, decode
-from pipeline.schema import InputError
 from streaming.source import Partition, Range, ReadResult, Reject, SourceUnavailableError
 
 _POLL_MS: Final = 50

@@ -9,9 +9,9 @@ import pytest
 from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource
 
-from pipeline.topics.connection import BrokerUnavailableError
 from pipeline.publish import PublishConfig, publish
 from pipeline.schema import InputError, SchemaMismatchError
+from pipeline.topics.connection import BrokerUnavailableError
 from streaming.kafka import KafkaSource, KafkaSourceConfig
 from streaming.source import Range
 from tests.sample_folder import write_samples

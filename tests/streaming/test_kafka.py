@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 
-from pipeline.topics.record import encode
 from pipeline.schema import InputError, SchemaMismatchError
+from pipeline.topics.record import encode
 from streaming.kafka import KafkaSource, KafkaSourceConfig
 from streaming.source import Partition, Range, SourceUnavailableError
 from tests.kafka.broker import Broker

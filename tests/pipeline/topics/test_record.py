@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline.topics.record import FORMAT, RecordError, decode, encode
 from pipeline.schema import SchemaMismatchError, schema_fingerprint
+from pipeline.topics.record import FORMAT, RecordError, decode, encode
 
 SCHEMA = pa.schema(
     [
