@@ -103,8 +103,10 @@ def three_percent(config) -> None:
         (not_json, ["found 1 of 4 rows rejected (25.00%)", "not_json", "rejected"]),
         (
             three_percent,
-            ["found 3 of 100 rows rejected (3.00%); expected at most 1.00%"]
-            + ["1  not_json", "1  reserved_id", "1  unknown_action"],
+            [
+                "found 3 of 100 rows rejected (3.00%); expected at most 1.00%",
+                *("1  not_json", "1  reserved_id", "1  unknown_action"),
+            ],
         ),
         (lambda _: None, ["found no file; expected a file, a folder or a glob"]),
     ],

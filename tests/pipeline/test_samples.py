@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import distributed
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -71,7 +72,8 @@ def write_log(path: Path, rows: list[dict], more: list[str] = ()) -> Path:
 def test_a_log_by_hand_gives_the_samples_by_hand(tmp_path) -> None:
     write_log(tmp_path / "logs" / "1.jsonl", LOG[:4], [*BAD[:1], ""])
     write_log(tmp_path / "logs" / "2.jsonl.gz", LOG[4:7], ["", *BAD[1:]])
-    pq.write_table(pa.Table.from_pylist(LOG[7:]), tmp_path / "logs" / "3.parquet")
+    table = pa.Table.from_pylist([dict.fromkeys(LOG[8]) | row for row in LOG[7:]])
+    pq.write_table(table, tmp_path / "logs" / "3.parquet")
     manifest = run(tmp_path / "logs", tmp_path / "out", max_reject_share=0.2, num_parts=3)
     shared = {"user_id": 1, "scenario": "feed", "reward": 1.0}
     assert rows_of(tmp_path / "out") == [
@@ -223,7 +225,6 @@ def test_a_run_killed_at_any_moment_leaves_the_former_output_whole(tmp_path) -> 
 @pytest.mark.dask
 @pytest.mark.slow
 def test_dask_gives_the_same_files(tmp_path) -> None:
-    distributed = pytest.importorskip("distributed")
     logs = write_logs(make_events(20_000, seed=7, world=SMALL), tmp_path / "logs", num_files=3)
     more = write_log(tmp_path / "logs" / "events-more.jsonl", LOG, BAD)
     spec = synthetic_specification(statistics=True)
