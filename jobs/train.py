@@ -32,6 +32,7 @@ from jobs.main import run_job
 from jobs.settings import EXIT_DONE, EXIT_RETRY, add_config_arguments, load_settings
 from pipeline.schema import InputError, schema_fingerprint
 from pipeline.specification import Specification
+from streaming.archive import ArchiveSource
 from streaming.cluster import (
     ROLES,
     Topology,
@@ -40,6 +41,7 @@ from streaming.cluster import (
     topology_from_environment,
 )
 from streaming.config import ArchiveConfig, TrainConfig
+from streaming.kafka import KafkaSource
 
 if TYPE_CHECKING:
     from models.contract import Model
@@ -111,12 +113,26 @@ def _place(arguments: argparse.Namespace) -> tuple[Topology, str, int]:
 def _run_local(arguments: argparse.Namespace) -> int:
     from jobs.local import LocalCluster
 
-    settings = load_settings(arguments.config, arguments.overrides, {"train": TrainConfig})
+    sections: dict[str, type[BaseModel]] = {"specification": Specification, "train": TrainConfig}
+    settings = load_settings(arguments.config, arguments.overrides, sections)
     config = cast(TrainConfig, settings["train"])
+    # Asked here first: a source that is not there is told in a second, not by four processes.
+    source = open_source(config, cast(Specification, settings["specification"]))
+    source.end_offsets()
+    source.close()
     command = [sys.executable, "-m", "jobs.train", "--config", str(arguments.config)]
     for override in arguments.overrides:
         command += ["--set", override]
     return LocalCluster(command, config.cluster).run()
+
+
+def open_source(config: TrainConfig, specification: Specification) -> Source:
+    """Returns the source that a configuration names."""
+    schema = specification.sample_schema
+    if config.source.kafka is not None:
+        return KafkaSource(config.source.kafka, schema)
+    archive = cast(ArchiveConfig, config.source.archive)  # exactly one of the two is set
+    return ArchiveSource(archive.directory, schema, replays=archive.replays)
 
 
 class TrainingProcess:
@@ -142,15 +158,7 @@ class TrainingProcess:
         return TwoTower(self._specification, self._model_config)
 
     def _source(self) -> Source:
-        from streaming.archive import ArchiveSource
-        from streaming.kafka import KafkaSource
-
-        schema = self._specification.sample_schema
-        source = self._config.source
-        if source.kafka is not None:
-            return KafkaSource(source.kafka, schema)
-        archive = cast(ArchiveConfig, source.archive)  # exactly one of the two is set
-        return ArchiveSource(archive.directory, schema, replays=archive.replays)
+        return open_source(self._config, self._specification)
 
     def register_reader(self) -> None:
         """Makes samples readable from graphs in this process, a worker."""
