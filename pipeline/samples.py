@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal
@@ -36,6 +37,8 @@ from pipeline.shuffle import CutByKey, Origin, Piece, join_pieces
 from pipeline.specification import Specification
 from pipeline.statistics import STATISTICS, AttachItemStatistics
 from pipeline.write import open_run, write_part, write_rejects
+
+logger = logging.getLogger(__name__)
 
 
 class SamplesConfig(BaseModel):
@@ -104,6 +107,7 @@ class ReadAndValidate(beam.DoFn):
         try:
             for block in read_split(split, self._types):
                 events, rejects = validate(block, self._rules)
+                logger.info("%s, block %d.%d", split.path, split.number, block_number)
                 Metrics.counter("ReadAndValidate", "accepted").inc(events.num_rows)
                 Metrics.counter("ReadAndValidate", "rejected").inc(len(rejects))
                 origin = (split.file_number, split.number, block_number)
@@ -176,6 +180,7 @@ class MakeSampleFiles(beam.PTransform):
             orphans=config.orphans,
         )
         Metrics.counter("MakeUserParts", "samples").inc(made.samples.num_rows)
+        logger.info("part %d of %d: %d samples", part, config.num_parts, made.samples.num_rows)
         return part, made
 
     def _write_part(self, part: int, samples: pa.Table) -> Report:
@@ -251,6 +256,7 @@ def make_samples(
     files = find_files(config.inputs)
     types = needed_types(specification)
     splits = plan_splits(files, types, required_columns(specification))
+    logger.info("%d log files, to read in %d pieces", len(files), len(splits))
     with open_run(config.output) as run:
         transform = MakeSampleFiles(
             files=files, folder=str(run.folder), config=config, specification=specification
