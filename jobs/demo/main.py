@@ -19,12 +19,20 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import pyarrow as pa
 from pydantic import BaseModel
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from jobs.demo import movielens, study
-from jobs.demo.report import COLOURS, Method, Report, TrainingRun, write_report
+from jobs.demo.report import (
+    COLOURS,
+    Method,
+    QueryExample,
+    Report,
+    TrainingRun,
+    write_report,
+)
 from jobs.demo.summary import facts, protocol, result_tables, stages
 from jobs.export import load_samples, load_trained
 from jobs.settings import EXIT_DONE, load_settings
@@ -45,7 +53,6 @@ _SECTIONS: Final[dict[str, type[BaseModel]]] = {
     "train": TrainConfig,
 }
 _MARK: Final = ".headrace-demo"
-_OURS: Final = ("logs", "samples", "samples.runs", "runs", "bundles", "report.html")
 _METHODS: Final = {"plain": "without logQ", "logq": "with logQ"}
 _TAIL_LINES: Final = 15
 
@@ -104,59 +111,38 @@ class Demo:
         self._console = console
         self._seconds: dict[str, float] = {}
         self._specification: Specification = self._settings("logq", 1)["specification"]
-        self._model_folder = output / "bundles" / self._specification.name
 
     def run(self, archive: Path, *, seeds: Sequence[int]) -> Report:
         """Runs every step, prints the results and writes the report."""
         self._make_room()
         with self.timed("logs"):
-            rated = movielens.ratings(archive)
-            logs = movielens.write_logs(rated, self._output / "logs")
+            logs = movielens.write_logs(movielens.ratings(archive), self._output / "logs")
         with self.timed("samples"):
             self._make_samples("train", [logs.train])
             self._make_samples("all", [logs.train, logs.test])
         manifest = read_manifest(self._samples("train"))
-        for seed in seeds:
-            for run in _METHODS:
-                with self.timed(f"train {self._name(run, seed)}"):
-                    self._train(run, seed, expected=self._expected(manifest))
+        for run, seed in _runs(seeds):
+            with self.timed(f"train {self._name(run, seed)}"):
+                self._train(run, seed, expected=self._expected(manifest))
         with self.timed("evaluate"):
-            training = load_samples(self._samples("train"), self._specification)
-            asked = study.future_questions(
-                load_samples(self._samples("all"), self._specification),
-                training=training,
-                cut_ms=logs.cut_ms,
-                specification=self._specification,
-            )
+            training, asked = self._questions(logs.cut_ms)
             methods = self._evaluate(asked, seeds)
         with self.timed("export and query"):
-            self._headrace("export", overrides=self._run_overrides("logq", seeds[0]))
-            user, scenario = study.example_user(self._model_folder)
-            self._headrace(
-                "query",
-                "--bundle",
-                str(self._model_folder),
-                "--user",
-                str(user),
-                "--scenario",
-                scenario,
-                show=True,
-            )
+            example = self._serve(seeds[0])
+        settings = self._settings("logq", seeds[0])
         report = Report(
             popularity=methods["popularity"],
             plain=methods["plain"],
             logq=methods["logq"],
-            runs=[self._account(run, seeds[0], manifest) for run in _METHODS],
-            frequencies=study.frequencies(
-                self._run("logq", seeds[0]), training, self._settings("logq", seeds[0])["train"]
-            ),
+            runs=[self._account(run, seed, manifest) for run, seed in _runs(seeds)],
+            frequencies=study.frequencies(self._run("logq", seeds[0]), training, settings["train"]),
             stages=stages(manifest, asked),
             rejects=manifest.rejects,
-            query=study.ask(self._model_folder, user, scenario),
-            facts=facts(self._settings("logq", seeds[0]), seeds),
+            query=example,
+            facts=facts(settings, seeds),
             protocol=protocol(asked, training, cut_ms=logs.cut_ms, num_seeds=len(seeds)),
             planted=logs.planted_malformed,
-            workers=self._settings("logq", 1)["train"].cluster.workers,
+            workers=settings["train"].cluster.workers,
             config=CONFIG.read_text(encoding="utf-8"),
             seconds=self._seconds,
         )
@@ -283,6 +269,23 @@ class Demo:
         if show:
             self._console.print(text, markup=False, highlight=False)
 
+    def _questions(self, cut_ms: int) -> tuple[pa.Table, Questions]:
+        training = load_samples(self._samples("train"), self._specification)
+        samples = load_samples(self._samples("all"), self._specification)
+        asked = study.future_questions(
+            samples, training=training, cut_ms=cut_ms, specification=self._specification
+        )
+        return training, asked
+
+    def _serve(self, seed: int) -> QueryExample:
+        """Exports a run with logQ, and asks the bundle."""
+        self._headrace("export", overrides=self._run_overrides("logq", seed))
+        model = self._output / "bundles" / self._specification.name
+        user, scenario = study.example_user(model)
+        who = ["--user", str(user), "--scenario", scenario]
+        self._headrace("query", "--bundle", str(model), *who, show=True)
+        return study.ask(model, user, scenario)
+
     def _evaluate(self, asked: Questions, seeds: Sequence[int]) -> dict[str, Method]:
         found: dict[str, list[Evaluation]] = {"popularity": [evaluate_popularity(asked)]}
         for run in _METHODS:
@@ -303,7 +306,7 @@ class Demo:
         curve, rate = study.read_metrics(self._run(run, seed) / "metrics.jsonl")
         ledger = load_checkpoint(self._run(run, seed) / "checkpoints").ledger
         return TrainingRun(
-            name=_METHODS[run],
+            name=_METHODS[run] if seed == 1 else f"{_METHODS[run]}, seed {seed}",
             colour=COLOURS[run],
             curve=curve,
             samples_per_second=rate,
@@ -316,6 +319,10 @@ class Demo:
             self._console.print(table)
         took = sum(self._seconds.values())
         self._console.print(f"{took:.0f} s in all; report: {self._output / 'report.html'}")
+
+
+def _runs(seeds: Sequence[int]) -> list[tuple[str, int]]:
+    return [(run, seed) for seed in seeds for run in _METHODS]
 
 
 def last_entry(path: Path) -> dict[str, Any] | None:

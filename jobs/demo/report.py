@@ -157,8 +157,8 @@ class Report:
 
     Attributes:
         popularity, plain, logq: The three methods.
-        runs: The training runs of the first seed.
-        frequencies: Of the run with logQ.
+        runs: The training runs, seed by seed.
+        frequencies: Of the first run with logQ.
         stages: The pipeline's counters, in the order of the data.
         rejects: Rejected rows per reason.
         query: A served answer, or None.
