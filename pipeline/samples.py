@@ -47,7 +47,8 @@ class SamplesConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     inputs: Annotated[list[str], Field(min_length=1)]
-    """Event logs: files, folders or globs of .parquet, .jsonl and .jsonl.gz files."""
+    """Event logs: files, folders or globs of .parquet, .jsonl and .jsonl.gz files. The workers of a
+    runner on several machines need them, and `output`, under the same absolute paths."""
     output: Path
     """Where the samples appear: a link to the current run, beside `OUTPUT.runs/`."""
     join_window_seconds: Annotated[float, Field(gt=0)] = 3600.0

@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import fcntl
 import hashlib
-import os
 import re
 import shutil
 import uuid
@@ -64,7 +63,8 @@ class Run:
         """
         _replace(self.folder / MANIFEST_NAME, manifest.model_dump_json(indent=2).encode() + b"\n")
         link = self.folder.parent / f"link-{uuid.uuid4().hex}"
-        link.symlink_to(os.path.relpath(self.folder, self.output.parent.resolve()))
+        # Relative, so that the output can be moved together with its runs.
+        link.symlink_to(Path(self.folder.parent.name) / self.folder.name)
         link.replace(self.output)
 
 
@@ -75,6 +75,7 @@ def open_run(output: Path) -> Iterator[Run]:
     Raises:
         InputError: If `output` is a folder that is not ours, or another run is writing to it.
     """
+    output = output.absolute()  # workers may stand in another folder
     _check_output(output)
     runs = output.with_name(f"{output.name}.runs")
     runs.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -105,6 +107,13 @@ def test_a_reader_in_the_middle_of_a_run_keeps_its_files(tmp_path) -> None:
     files = sample_files(output)
     write_run(output, 0)
     assert [pq.read_table(f.path, partitioning=None).num_rows for f in files] == [2]
+
+
+def test_the_output_can_be_moved_with_its_runs(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_run(Path("data/samples"), 0)
+    Path("data").rename("moved")
+    assert [file.rows for file in sample_files("moved/samples")] == [1]
 
 
 def test_only_one_run_writes_at_a_time(tmp_path) -> None:
