@@ -67,37 +67,66 @@ def feature_input(feature: FeatureSpec, *, column_type: str) -> Input:
 
 
 def arrow_features(rows: pa.Table, inputs: Sequence[Input]) -> dict[str, FeatureValue]:
-    """Turns Arrow columns into raw features, as `encode` takes them.
-
-    A null becomes the padding value of its type, NaN in a float column; a null list is an empty
-    one, and a null inside a list is dropped.
+    """Turns Arrow columns into raw features, as `encode` takes them; see `column_arrays`.
 
     Args:
         rows: [batch] rows with a column for each input.
         inputs: What to read.
     """
-    return {each.name: _arrow_feature(rows.column(each.name), each) for each in inputs}
+    arrays = ((each, column_arrays(rows.column(each.name), each)) for each in inputs)
+    return {
+        each.name: feature_value([tf.constant(array) for array in values], each)
+        for each, values in arrays
+    }
 
 
-def _arrow_feature(column: pa.ChunkedArray, read: Input) -> FeatureValue:
+def column_arrays(column: pa.ChunkedArray, read: Input) -> list[np.ndarray]:
+    """Turns an Arrow column into flat arrays, which can pass where a ragged tensor cannot.
+
+    A null becomes the padding value of its type, NaN in a float column; a null list is an empty
+    one, and a null inside a list is dropped.
+
+    Returns:
+        [values], shaped [batch] or [batch, size]; of a ragged input [values, row lengths], int64.
+    """
+    array = _one_chunk(column)
     if read.size is not None:
-        flat = _values(pc.list_flatten(column), read.dtype)
-        return tf.constant(flat.reshape(-1, read.size), read.dtype)
+        return [_values(array.flatten(), read.dtype).reshape(-1, read.size)]
     if not read.ragged:
-        return tf.constant(_values(column, read.dtype), read.dtype)
-    present = pc.is_valid(pc.list_flatten(column))
-    row_of_value = pc.filter(pc.list_parent_indices(column), present).to_numpy()
-    values = _values(pc.filter(pc.list_flatten(column), present), read.dtype)
-    return tf.RaggedTensor.from_value_rowids(
-        tf.constant(values, read.dtype), tf.constant(row_of_value, tf.int64), nrows=len(column)
-    )
+        return [_values(array, read.dtype)]
+    values = array.flatten()
+    if not values.null_count:
+        lengths = pc.fill_null(pc.list_value_length(array), 0)
+        return [_values(values, read.dtype), lengths.to_numpy(zero_copy_only=False).astype("i8")]
+    present = pc.is_valid(values)
+    rows = pc.filter(pc.list_parent_indices(array), present).to_numpy(zero_copy_only=False)
+    lengths = np.bincount(rows, minlength=len(array)).astype("i8")
+    return [_values(pc.filter(values, present), read.dtype), lengths]
 
 
-def _values(column: pa.ChunkedArray, dtype: tf.DType) -> np.ndarray:
+def feature_value(tensors: Sequence[tf.Tensor], read: Input) -> FeatureValue:
+    """Puts the tensors of `column_arrays` together as the feature that they are."""
+    shape = [None] if read.size is None else [None, read.size]
+    values = tf.ensure_shape(tensors[0], shape)
+    if not read.ragged:
+        return values
+    lengths = tf.ensure_shape(tensors[1], [None])
+    return tf.RaggedTensor.from_row_lengths(values, lengths, validate=False)
+
+
+def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    array = column.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):  # it has no chunk, or too many bytes for one
+        return pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
+    return array
+
+
+def _values(array: pa.Array, dtype: tf.DType) -> np.ndarray:
     if dtype == tf.string:
-        return np.array(pc.fill_null(column, PADDING["string"]).to_pylist(), object)
+        return np.array(pc.fill_null(array, PADDING["string"]).to_pylist(), object)
     missing = float("nan") if dtype == tf.float32 else PADDING["int64"]
-    return pc.fill_null(column, missing).to_numpy().astype(dtype.as_numpy_dtype, copy=False)
+    filled = pc.fill_null(array, missing).to_numpy(zero_copy_only=False)
+    return filled.astype(dtype.as_numpy_dtype, copy=False)
 
 
 def signature_inputs(rows: pa.Table, inputs: Sequence[Input]) -> dict[str, tf.Tensor]:

@@ -20,13 +20,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import tensorflow as tf
 from tensorflow.python.ops import script_ops
 
 from models.contract import FeatureValue, Input
-from pipeline.schema import PADDING
+from models.features import column_arrays, feature_value
 from streaming.source import (
     Partition,
     Range,
@@ -116,7 +115,7 @@ class RangeReader:
         return [
             array
             for column in self._inputs
-            for array in _flat_arrays(column, samples.column(column.name))
+            for array in column_arrays(samples.column(column.name), column)
         ]
 
     def _write_dead_letters(self, wanted: Range, result: ReadResult) -> None:
@@ -177,25 +176,9 @@ def read_range(
     rest = iter(outputs[2:])
     features: dict[str, FeatureValue] = {}
     for column in inputs:
-        shape = [None] if column.size is None else [None, column.size]
-        values = tf.ensure_shape(next(rest), shape)
-        if column.ragged:
-            lengths = tf.ensure_shape(next(rest), [None])
-            values = tf.RaggedTensor.from_row_lengths(values, lengths, validate=False)
-        features[column.name] = values
+        tensors = [next(rest) for _ in range(2 if column.ragged else 1)]
+        features[column.name] = feature_value(tensors, column)
     return counts, detail, features
-
-
-def to_features(samples: pa.Table, inputs: Sequence[Input]) -> dict[str, FeatureValue]:
-    """Turns samples into raw features in this process, as `read_range` does in a worker."""
-    result: dict[str, FeatureValue] = {}
-    for column in inputs:
-        arrays = _flat_arrays(column, samples.column(column.name))
-        value = tf.constant(arrays[0], column.dtype)
-        if column.ragged:
-            value = tf.RaggedTensor.from_row_lengths(value, arrays[1], validate=False)
-        result[column.name] = value
-    return result
 
 
 def _shuffled(samples: pa.Table, wanted: Range) -> pa.Table:
@@ -208,28 +191,3 @@ def _shuffled(samples: pa.Table, wanted: Range) -> pa.Table:
 def _arrow_type(column: Input) -> pa.DataType:
     scalar = {tf.int64: pa.int64(), tf.string: pa.string(), tf.float32: pa.float32()}[column.dtype]
     return pa.list_(scalar) if column.ragged or column.size is not None else scalar
-
-
-def _flat_arrays(column: Input, chunks: pa.ChunkedArray) -> list[np.ndarray]:
-    """Returns [values], or [values, row lengths] of a ragged column."""
-    array = chunks.combine_chunks()
-    if isinstance(array, pa.ChunkedArray):  # no chunk, or too many bytes for one
-        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
-    if column.ragged:
-        lengths = pc.fill_null(pc.list_value_length(array), 0)
-        return [
-            _numpy(column, array.flatten()),
-            lengths.to_numpy(zero_copy_only=False).astype(np.int64),
-        ]
-    if column.size is not None:
-        return [_numpy(column, array.flatten()).reshape(-1, column.size)]
-    return [_numpy(column, array)]
-
-
-def _numpy(column: Input, array: pa.Array) -> np.ndarray:
-    if column.dtype == tf.string:
-        return np.array(pc.fill_null(array.cast(pa.binary()), b"").to_pylist(), object)
-    missing_integer = 0 if column.table is None else PADDING["int64"]
-    empty = float("nan") if column.dtype == tf.float32 else missing_integer
-    values = pc.fill_null(array, empty).to_numpy(zero_copy_only=False)
-    return values.astype(column.dtype.as_numpy_dtype, copy=False)

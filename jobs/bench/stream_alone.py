@@ -15,11 +15,11 @@ import tensorflow as tf
 
 from jobs.bench.stream import specification
 from models.contract import FeatureValue
+from models.features import arrow_features
 from models.two_tower import TwoTower, TwoTowerConfig
 from streaming import frequency as freq
 from streaming.archive import ArchiveSource
 from streaming.config import FrequencyConfig
-from streaming.reader import to_features
 from streaming.source import Range
 from streaming.state import ServerState, Shards
 from streaming.step import Handles, MiniBatches, bucket_numbers
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     model = TwoTower(specification(), TwoTowerConfig(dim=32, hidden=(64,)))
     source = ArchiveSource(folder, specification().sample_schema)
     chunks = [
-        to_features(source.read(Range(partition, start, start + _CHUNK)).samples, model.inputs)
+        arrow_features(source.read(Range(partition, start, start + _CHUNK)).samples, model.inputs)
         for partition, end in source.end_offsets().items()
         for start in range(0, end - _CHUNK, _CHUNK)
     ]

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from streaming.config import FrequencyConfig
-from streaming.reader import RangeReader, Status, to_features
+from streaming.reader import RangeReader, Status
 from streaming.source import ReadResult, Reject, SchemaMismatchError, SourceUnavailableError
 
 import tensorflow as tf  # isort: skip
@@ -218,27 +218,3 @@ def test_a_range_equals_its_mini_batches_taken_one_by_one_in_numpy(tmp_path, kin
             weight, sums["w"] = update(weight, sums["w"], weight_gradient)
     np.testing.assert_allclose(table_of(state, "rows"), rows, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(state.weights["w"].numpy(), weight, rtol=1e-4, atol=1e-6)
-
-
-def test_features_of_every_kind_arrive_as_they_were():
-    inputs = [
-        Input(name="id", dtype=tf.string, table="t"),
-        Input(name="ids", dtype=tf.int64, ragged=True, table="t"),
-        Input(name="number", dtype=tf.float32),
-        Input(name="vector", dtype=tf.float32, size=2),
-    ]
-    samples = pa.table(
-        {
-            "id": ["a", None, "c"],
-            "ids": pa.array([[1, 2], [], None], pa.list_(pa.int64())),
-            "number": pa.array([1.5, None, 2.0], pa.float32()),
-            "vector": pa.array([[1, 2], [3, 4], [5, 6]], pa.list_(pa.float32())),
-        }
-    )
-    features = to_features(samples.slice(0, 3), inputs)
-    assert features["id"].numpy().tolist() == [b"a", b"", b"c"]
-    assert features["ids"].to_list() == [[1, 2], [], []]
-    assert np.isnan(features["number"].numpy()[1])
-    assert features["vector"].numpy().tolist() == [[1, 2], [3, 4], [5, 6]]
-    sliced = to_features(samples.slice(1, 2), inputs)
-    assert sliced["vector"].numpy().tolist() == [[3, 4], [5, 6]]
