@@ -39,7 +39,7 @@ SPECIFICATION = {
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Synthetic: the history holds the candidate's neighbour, so that there is something to learn."""
+    """Synthetic: the history holds the candidate's neighbour, so there is something to learn."""
     folder = tmp_path_factory.mktemp("samples")
     random = np.random.default_rng(0)
     tables = {}
@@ -144,9 +144,10 @@ def test_a_second_trainer_on_the_same_directory_is_refused(tmp_path, samples):
     first_folder, second_folder = tmp_path / "first", tmp_path / "second"
     first_folder.mkdir()
     shared = str(tmp_path / "shared")
+    call = f"train(Path({str(first_folder)!r}), {endless!r}, directory={shared!r})"
     script = (
         "import sys; from pathlib import Path; from tests.jobs.test_train import train;"
-        f"sys.exit(train(Path({str(first_folder)!r}), {endless!r}, directory={shared!r}).returncode)"
+        f"sys.exit({call}.returncode)"
     )
     first = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
     try:
