@@ -328,12 +328,14 @@ class _ServerChanges:
     def _apply(self, fresh: tf.Tensor, num_batches: tf.Tensor) -> list[tf.Operation]:
         done = []
         for variable, rows, difference in self._sums:
-            gated = tf.where(fresh, difference, tf.zeros_like(difference))
             if rows is None:
+                gated = tf.where(fresh, difference, tf.zeros_like(difference))
                 op = tf.raw_ops.AssignAddVariableOp(resource=variable.handle, value=gated)
             else:
+                # All rows or none: a slice copies nothing.
+                count = tf.where(fresh, tf.size(rows), 0)
                 op = tf.raw_ops.ResourceScatterAdd(
-                    resource=variable.handle, indices=rows, updates=gated
+                    resource=variable.handle, indices=rows[:count], updates=difference[:count]
                 )
             done.append(op)
         clock = self._state.clocks[self._server]

@@ -155,7 +155,7 @@ def _apply_gradient(
 def compact_rows(
     features: Mapping[str, FeatureValue], inputs: Sequence[Input]
 ) -> tuple[dict[str, FeatureValue], dict[str, tf.Tensor]]:
-    """Renumbers the ids of each table from 0, so that a few rows can stand for the table.
+    """Renumbers the ids of each table from 0 (int32), so that a few rows can stand for the table.
 
     Returns:
         The features with new ids, and per table the distinct old ids in the new order.
@@ -169,7 +169,7 @@ def compact_rows(
     for table, names in tables.items():
         flat = [_flat(features[name]) for name in names]
         used[table], numbers = tf.unique(tf.concat(flat, axis=0))
-        pieces = tf.split(tf.cast(numbers, tf.int64), [tf.size(ids) for ids in flat], num=len(flat))
+        pieces = tf.split(numbers, [tf.size(ids) for ids in flat], num=len(flat))
         for name, piece in zip(names, pieces, strict=True):
             old = features[name]
             ragged = isinstance(old, tf.RaggedTensor)

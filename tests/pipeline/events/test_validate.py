@@ -36,7 +36,7 @@ GOOD = event("good", 0, 1, 1)
         ({"event_id": None}, "missing_column_value", "event_id: found None"),
         ({"user_id": None}, "missing_column_value", "user_id: found None"),
         ({"timestamp_ms": None}, "missing_column_value", "timestamp_ms: found None"),
-        ({"action": "klick"}, "unknown_action", "found 'klick'; expected one of impression, click"),
+        ({"action": "tap"}, "unknown_action", "found 'tap'; expected one of impression, click"),
         ({"scenario": "home"}, "unknown_scenario", "found 'home'; expected one of feed, video"),
         ({"timestamp_ms": -1}, "negative_timestamp", "found -1"),
         ({"timestamp_ms": START // 1000}, "implausible_timestamp", "milliseconds since 1970"),
@@ -69,7 +69,7 @@ def test_an_empty_string_is_a_reserved_id_of_string_users() -> None:
 
 
 def test_the_raw_bytes_of_json_lines_are_the_line_itself() -> None:
-    bad = GOOD | {"action": "klick"}
+    bad = GOOD | {"action": "tap"}
     lines = b"first\nsecond {as it was}\n"
     _, rejects = check_rows(GOOD, bad, lines=lines)
     assert rejects[0].raw == b"second {as it was}"
