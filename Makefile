@@ -10,8 +10,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH := build/bench
+KILLS ?= 20
 
-.PHONY: help install format lint test demo bench clean kafka java lock
+.PHONY: help install format lint test demo bench drills clean kafka java lock
 
 help: ## say what each target does
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +39,9 @@ bench: $(STAMP) kafka ## all benchmarks; tables here, JSON files in build/bench
 	@for name in samples stream; do
 		$(BIN)/python -m jobs.main bench $$name --out $(BENCH)/$$name.json
 	done
+
+drills: $(STAMP) ## the kill tests at length: KILLS=20 kills -9 of workers at random moments
+	@HEADRACE_DRILL_KILLS=$(KILLS) $(BIN)/python -m pytest -m cluster tests/streaming/test_kills.py $(ARGS)
 
 clean: ## remove everything that make has made: environment, caches, outputs
 	@rm -rf $(VENV) .cache build dist demo-output *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

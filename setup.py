@@ -8,6 +8,7 @@ INSTALL_REQUIRES = [
     "tf_keras>=2.21,<2.22",
     "tensorflow-recommenders>=0.7.7,<0.8",
     "apache-beam>=2.77,<2.78",
+    "tfx-bsl>=1.21,<1.22",  # decodes tf.Example records (the next step of the stream)
     "pyarrow>=25",
     "numpy>=2.4",
     "polars>=2.1",

@@ -106,6 +106,10 @@ class LocalCluster:
         command += ["--workers", ",".join(self._topology.workers)]
         command += ["--ps", ",".join(self._topology.ps)]
         environment = os.environ | {"HEADRACE_PARENT": str(os.getpid())}
+        # Each process takes the whole machine for its own and starts a thread per core; sharing
+        # the cores out instead is a tenth faster (headrace bench stream).
+        share = max(1, (os.cpu_count() or 1) // len(self._topology.workers))
+        environment.setdefault("TF_NUM_INTRAOP_THREADS", str(share))
         # A session of its own: Ctrl-C reaches the launcher alone, which drains the coordinator.
         handle = subprocess.Popen(command, env=environment, start_new_session=True)
         process = _Process(role, index, handle)

@@ -8,6 +8,7 @@ import importlib.metadata
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -35,6 +36,8 @@ COMMANDS: Final[dict[str, dict[str, str]]] = {
     },
 }
 
+# Those that import it whatever their arguments are.
+_USE_TENSORFLOW = ("evaluate", "export", "query", "demo")
 _ROOMS = ("pipeline", "models", "streaming", "jobs")
 _INTERRUPTED = 130
 
@@ -58,9 +61,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return EXIT_BAD_INPUT
     _set_up_logging()
+    if command in _USE_TENSORFLOW and not set(rest) & {"-h", "--help"}:
+        import_tensorflow()
     module = f"jobs.{command}.main" if command in ("bench", "demo") else f"jobs.{command}"
     job: Main = importlib.import_module(module).main
     return run_job(job, rest)
+
+
+def import_tensorflow() -> None:
+    """Imports TensorFlow without the lines that its C++ prints before any log level holds.
+
+    If the import fails, they are shown.
+    """
+    sys.stderr.flush()
+    shown = os.dup(2)
+    with tempfile.TemporaryFile() as kept:
+        os.dup2(kept.fileno(), 2)
+        try:
+            import tensorflow as tf
+
+            tf.config.list_physical_devices()  # looks for a GPU now, not amid our own lines
+        except BaseException:
+            kept.seek(0)
+            os.write(shown, kept.read())
+            raise
+        finally:
+            os.dup2(shown, 2)
+            os.close(shown)
 
 
 def run_job(job: Main, argv: Sequence[str] | None = None) -> int:

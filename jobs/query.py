@@ -35,11 +35,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     user = _user(pq.read_table(version / QUERIES), arguments.user)
     if SCENARIO in user.column_names:
         user = _with_scenario(user, scenario)
-    results = _retrieve(version, specification, scenario=scenario, user=user)
+    seen = set(user.column(HISTORY_ITEM_ID)[0].as_py() or [])
+    results = [
+        (item, score)
+        for item, score in _retrieve(version, specification, scenario=scenario, user=user)
+        if item not in seen
+    ]
     if arguments.k > len(results):
         raise InputError(
             f"--k: found {arguments.k}; expected at most {len(results)}, the number of results that"
-            " this bundle was exported with (export.num_results, or all candidates)"
+            " this bundle was exported with (export.num_results, or all candidates), less those in"
+            " the user's history"
         )
     titles = _titles(version, manifest, specification)
     Console().print(

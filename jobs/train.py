@@ -28,7 +28,7 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
-from jobs.main import run_job
+from jobs.main import import_tensorflow, run_job
 from jobs.settings import EXIT_DONE, EXIT_RETRY, add_config_arguments, load_settings
 from pipeline.schema import InputError, schema_fingerprint
 from pipeline.specification import Specification
@@ -64,6 +64,7 @@ def run_role(arguments: argparse.Namespace, process: type[TrainingProcess]) -> i
     """Runs one process of the cluster, as its flags or TF_CONFIG say."""
     _follow_parent()
     topology, role, index = _place(arguments)
+    import_tensorflow()
     run = process(arguments)
     if role == "coordinator":
         return run.coordinate(topology)

@@ -48,19 +48,20 @@ def best_items(user: int, scenario: str) -> list[int]:
         vectors(model, values, items, side="candidate")
         @ (vectors(model, values, asked, side="query")[0])
     )
-    return [items["item_id"].to_pylist()[place] for place in np.argsort(-scores)]
+    ranked = [items["item_id"].to_pylist()[place] for place in np.argsort(-scores)]
+    return [item for item in ranked if item not in asked["history_item_id"][0].as_py()]
 
 
-def test_prints_the_best_items_with_titles_and_the_history(
+def test_prints_the_best_new_items_with_titles_and_the_history(
     bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--bundle", str(bundle), "--user", "3", "--k", "4"]) == 0
+    assert main(["--bundle", str(bundle), "--user", "3", "--k", "3"]) == 0
     history, _, results = capsys.readouterr().out.partition("retrieved")
     samples = [row for row in toy.samples().to_pylist() if row["user_id"] == 3]
     latest = [row["item_id"] for row in samples[:-4:-1]]  # three are kept, the last one first
     assert rows_of(history) == [[str(item), f"Title {item}"] for item in latest]
     found = rows_of(results)
-    expected = best_items(3, "home")[:4]
+    expected = best_items(3, "home")[:3]
     assert [row[:3] for row in found] == [
         [str(rank), str(item), f"Title {item}"] for rank, item in enumerate(expected, start=1)
     ]
@@ -82,7 +83,7 @@ def test_scenario_chooses_the_index(bundle: Path, capsys: pytest.CaptureFixture[
         (["--user", "999"], "'999', of whom the bundle has no samples"),
         (["--user", "bob"], "'bob'; expected an id of type int64, such as one of [0, 1, 2, 3, 4]"),
         (["--user", "1", "--scenario", "feed"], "'feed'; expected one of ['home', 'search']"),
-        (["--user", "1", "--k", "7"], "--k: found 7; expected at most 6"),
+        (["--user", "1", "--k", "7"], "--k: found 7; expected at most 4"),
     ],
 )
 def test_what_the_bundle_has_not_is_bad_input(

@@ -7,6 +7,7 @@ other. They are read from the run's last checkpoint, not from logs.
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -25,9 +26,14 @@ from streaming.checkpoint import load_checkpoint
 from streaming.config import ClusterConfig
 from tests.sample_folder import write_samples
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.timeout(600 + 60 * int(os.environ.get("HEADRACE_DRILL_KILLS", "2"))),
+]
 
-SAMPLES = 120_000
+# `make drills` sets more; each takes a worker's start, about ten seconds.
+KILLS = int(os.environ.get("HEADRACE_DRILL_KILLS", "2"))
+SAMPLES = 120_000 * max(1, KILLS // 2)
 PARTS = 3
 ROOT = Path(__file__).parents[2]
 SPECIFICATION = {
@@ -169,14 +175,13 @@ def test_workers_killed_at_the_worst_moments_and_at_any_count_each_sample_once(s
         (run.faults / f"after-push-{number}").touch()
     run.wait_for(lambda: run.steps_seen() >= 2 and not any(run.faults.iterdir()), process)
     killed = 0
-    for _ in range(2):
+    while killed < KILLS and process.poll() is None:
+        before = len(run.pids("worker"))
         os.kill(run.pids("worker")[-1], signal.SIGKILL)  # at whatever it is doing
         killed += 1
-        before = len(run.pids("worker"))
         run.wait_for(lambda before=before: len(run.pids("worker")) > before, process)
-        if process.poll() is not None:
-            break
-    assert process.wait(400) == 0, run.log()
+        time.sleep(random.random() * 8 if KILLS > 2 else 0)  # a drill spreads its kills
+    assert process.wait(400 + 30 * KILLS) == 0, run.log()
     assert len(run.pids("worker")) >= 2 + 6 + killed
     assert len(run.pids("coordinator")) == 1, "only workers should have been started again"
     _assert_every_sample_counts_once(run)
@@ -186,7 +191,7 @@ def test_without_the_marks_the_same_kills_are_seen_in_the_counters(start):
     run, process = start(COUNTING_NO_MARKS="1")
     for number in range(3):
         (run.faults / f"after-push-{number}").touch()
-    assert process.wait(400) == 0, run.log()
+    assert process.wait(400 + 30 * KILLS) == 0, run.log()
     counters = run.counters()
     assert np.all(counters >= 1)
     # Each of the three ranges of 200 samples was pushed, its worker killed, and pushed again.
@@ -199,7 +204,7 @@ def test_a_killed_server_or_coordinator_resumes_at_the_ledger(start, role):
     run.wait_for(lambda: run.saves_seen() >= 1 and run.steps_seen() >= 3, process)
     os.kill(run.pids(role)[-1], signal.SIGKILL)
     run.wait_for(lambda: len(run.pids("coordinator")) == 2, process)
-    assert process.wait(400) == 0, run.log()
+    assert process.wait(400 + 30 * KILLS) == 0, run.log()
     assert "restored checkpoint-" in run.log()
     _assert_every_sample_counts_once(run)
 
