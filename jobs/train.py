@@ -174,7 +174,9 @@ class TrainingProcess:
         return _exit_now(run_job(lambda _: self._life(topology)))
 
     def _life(self, topology: Topology) -> int:
-        from streaming.coordinator import Coordinator, run_restartable
+        import tensorflow as tf
+
+        from streaming.coordinator import Coordinator, RestartNeededError
 
         coordinator = Coordinator(
             self._model,
@@ -185,8 +187,13 @@ class TrainingProcess:
         )
         signal.signal(signal.SIGTERM, lambda *_: coordinator.stop())
         started = time.monotonic()
-        ledger = run_restartable(coordinator.run)
-        if ledger is None:
+        try:
+            ledger = coordinator.run()
+        except tf.errors.UnknownError:
+            raise  # a Python exception in a worker: a bug, not an outage
+        except (RestartNeededError, tf.errors.OpError) as error:
+            first = str(error).partition("\n")[0]
+            sys.stderr.write(f"headrace: {type(error).__name__}, to be started again: {first}\n")
             return EXIT_RETRY
         _show(ledger, time.monotonic() - started)
         return EXIT_DONE

@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,9 @@ _TICK_SECONDS = 0.2
 _RETRY_SECONDS = 0.5
 _PROBES = 8
 _NOTHING = [0, 0, 0]
+_SOURCE_SECONDS = 1.0
+_EXIT_RETRY = 75
+_JUDGED_RECORDS = 100
 
 
 class RestartNeededError(RuntimeError):
@@ -99,6 +102,8 @@ class Coordinator:
         self._error: BaseException | None = None
         self._progress = _Progress()
         self._last_commit = 0.0
+        self._main_seen = self._source_seen = time.monotonic()
+        self._sized = False
 
     def stop(self) -> None:
         """Asks for an end: no new ranges, drain, save. For signal handlers: takes no lock."""
@@ -114,6 +119,7 @@ class Coordinator:
             RestartNeededError: If a parameter server was lost or a push was torn.
         """
         with self._store.owned() as floor:
+            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
             source_start = self._source.start_offsets()
             self._set_up(floor)
             self._ledger = self._store.restore(self._checkpoint) or Ledger(
@@ -126,6 +132,14 @@ class Coordinator:
             self._train()
             self._metrics.close()
             return self._ledger
+
+    def _watch(self) -> None:
+        """Ends the process if the main thread hangs, in a save to a frozen server for instance."""
+        limit = 2 * self._config.stall_seconds
+        while time.monotonic() - self._main_seen < limit:
+            time.sleep(1.0)
+        logger.error("the coordinator did nothing for %.0f s; it ends, to be started again", limit)
+        os._exit(_EXIT_RETRY)
 
     def _set_up(self, floor: int) -> None:
         self._sequences = itertools.count(floor + 1)
@@ -161,8 +175,8 @@ class Coordinator:
     def _train(self) -> None:
         now = time.monotonic()
         self._progress.since = self._last_commit = now
-        self._plan = Plan(self._ledger.offsets, records_per_range=self._records_per_range())
-        self._plan.extend(self._source.end_offsets())
+        self._plan = Plan(self._ledger.offsets)
+        self._plan.extend(self._ends())  # a source that is away now is no empty source
         for thread in self._threads:
             thread.start()
         saved_at, saved_records = now, -1
@@ -170,9 +184,10 @@ class Coordinator:
             with self._changed:
                 self._changed.wait(_TICK_SECONDS)
             now = time.monotonic()
+            self._main_seen = now
             self._check_health(now)
-            if self._config.follow and not self._stopping:
-                self._plan.extend(self._source.end_offsets())
+            if self._config.follow and now - self._source_seen >= _SOURCE_SECONDS:
+                self._extend_plan(now)
             due = now - saved_at >= self._config.checkpoint.every_seconds
             if due and self._ledger.totals.records != saved_records:
                 self._save()
@@ -188,16 +203,26 @@ class Coordinator:
             idle = self._in_flight == 0
         return idle and not self._config.follow and self._plan.remaining == 0
 
+    def _extend_plan(self, now: float) -> None:
+        """Asks the source how far it reaches now; one that is away is asked again, for a while."""
+        try:
+            self._plan.extend(self._ends())
+            self._source_seen = now
+        except SourceUnavailableError as error:
+            if now - self._source_seen > self._config.stall_seconds:
+                raise
+            logger.warning("the source cannot be read at present: %s", error)
+
+    def _ends(self) -> dict[Partition, int]:
+        ends = self._source.end_offsets()
+        if not self._sized:
+            self._size_ranges(ends)
+        return ends
+
     def _check_health(self, now: float) -> None:
         if self._error is not None:
             raise self._error
-        totals = self._ledger.totals
-        if totals.reject_share > self._config.max_reject_share:
-            raise InputError(
-                f"train.max_reject_share: {totals.rejects} rejected and {totals.lost} lost of"
-                f" {totals.records} records, {totals.reject_share:.2%}; expected at most"
-                f" {self._config.max_reject_share:.2%}: see dead-letters/ in the run's directory"
-            )
+        self._check_rejects(at_least=_JUDGED_RECORDS)
         waiting = self._in_flight > 0 or self._plan.remaining > 0
         if not waiting:
             self._last_commit = now
@@ -208,9 +233,19 @@ class Coordinator:
         if now - self._progress.since >= 1.0 and self._progress.batches:
             self._write_metrics()
 
-    def _records_per_range(self) -> int:
+    def _check_rejects(self, *, at_least: int) -> None:
+        """Stops if too many of the records were rejected, once there are enough to judge by."""
+        totals = self._ledger.totals
+        too_many = totals.reject_share > self._config.max_reject_share
+        if too_many and totals.records >= at_least:
+            raise InputError(
+                f"train.max_reject_share: {totals.rejects} rejected and {totals.lost} lost of"
+                f" {totals.records} records, {totals.reject_share:.2%}; expected at most"
+                f" {self._config.max_reject_share:.2%}: see dead-letters/ in the run's directory"
+            )
+
+    def _size_ranges(self, ends: Mapping[Partition, int]) -> None:
         """Finds how many records make a range, by reading one that has samples."""
-        ends = self._source.end_offsets()
         starts = self._source.start_offsets()
         probes = (
             Range(partition, offset, offset + 1)
@@ -220,8 +255,10 @@ class Coordinator:
         for probe in probes:
             samples = self._source.read(probe).samples.num_rows
             if samples:
-                return max(1, self._config.samples_per_range // samples)
-        return 1
+                wanted = self._config.samples_per_range
+                self._plan.records_per_range = max(1, wanted // samples)
+                self._sized = True
+                return
 
     def _save(self) -> None:
         """Drains and saves: nothing is in flight while the state is written."""
@@ -235,6 +272,7 @@ class Coordinator:
             raise self._error
         if not drained:
             raise RestartNeededError("ranges in flight did not finish before a save")
+        self._check_rejects(at_least=1 if self._finished() else _JUDGED_RECORDS)
         step = int(self._state.step.numpy())
         folder = self._store.save(self._checkpoint, self._ledger, step=step)
         logger.info("saved %s: step %d, %d samples", folder.name, step, self._ledger.totals.samples)
@@ -351,19 +389,3 @@ def _hint(wanted: Range, likely: Range | None) -> list[int]:
     # The function has one topic argument: ranges of other topics are read when they come.
     same = likely is not None and likely.partition.topic == wanted.partition.topic
     return _numbers(likely) if likely is not None and same else _NOTHING
-
-
-def run_restartable(run: Callable[[], Ledger]) -> Ledger | None:
-    """Runs a coordinator's life; returns None where only a new process can go on (exit 75)."""
-    try:
-        return run()
-    except tf.errors.UnknownError:
-        raise
-    except (RestartNeededError, tf.errors.OpError, SourceUnavailableError) as error:
-        logger.error(  # noqa: TRY400 - an outage is no bug: no traceback
-            "%s: %s", type(error).__name__, str(error).splitlines()[0]
-        )
-        return None
-
-
-__all__ = ["Coordinator", "MetricWriter", "Partition", "RestartNeededError", "run_restartable"]

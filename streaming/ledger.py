@@ -135,11 +135,11 @@ class Plan:
     `upcoming` ranges are cut a few ahead, so that a worker can be told which one probably follows.
     """
 
-    def __init__(self, start: Mapping[Partition, int], *, records_per_range: int) -> None:
+    def __init__(self, start: Mapping[Partition, int], *, records_per_range: int = 1) -> None:
+        self.records_per_range = records_per_range
         self._start = dict(start)
         self._next = dict(start)
         self._end: dict[Partition, int] = {}
-        self._records_per_range = records_per_range
         self._upcoming: deque[Range] = deque()
         self._lock = threading.Lock()
 
@@ -171,7 +171,7 @@ class Plan:
             return None
         partition = min(behind)[1]
         start = self._next[partition]
-        end = min(start + self._records_per_range, self._end[partition])
+        end = min(start + self.records_per_range, self._end[partition])
         self._next[partition] = end
         return Range(partition, start, end)
 

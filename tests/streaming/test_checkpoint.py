@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.schema import InputError
+from streaming.checkpoint import CheckpointStore, load_checkpoint
+from streaming.config import FrequencyConfig
+from streaming.ledger import Ledger, Totals
+from streaming.source import Partition, Range
+
+import tensorflow as tf  # isort: skip
+
+from streaming.state import ServerState
+from tests.streaming.counting import CountingModel
+
+FINGERPRINTS = {"specification": "s1", "model": "m1"}
+ROWS = 10
+
+
+def make_state(servers: int) -> tuple[ServerState, tf.train.Checkpoint]:
+    state = ServerState(
+        CountingModel(ROWS),
+        ["/device:CPU:0"] * servers,
+        frequency=FrequencyConfig(hashes=2, buckets=5),
+        seed=1,
+        num_slots=1,
+        floor=0,
+    )
+    return state, tf.train.Checkpoint(**state.trackables())
+
+
+def values(array) -> np.ndarray:
+    return np.concatenate([shard.numpy() for shard in array.variables])
+
+
+def fill(state: ServerState, number: float) -> None:
+    """Row r of every sharded array becomes number + r."""
+    for array in (state.tables["counter"], state.last_seen, state.mean_gap):
+        for shard, variable in enumerate(array.variables):
+            start = number + shard * array.rows_per_shard
+            rows = np.arange(start, start + int(variable.shape[0]))
+            variable.assign(rows.reshape(variable.shape).astype(variable.dtype.as_numpy_dtype))
+    state.weights["batches"].assign([number])
+    for clock in state.clocks:
+        clock.assign(int(number))
+
+
+def ledger_at(offset: int) -> Ledger:
+    partition = Partition("clicks", 0)
+    ledger = Ledger({partition: 0}, {"clicks": "id-1"})
+    ledger.commit(Range(partition, 0, offset), Totals(records=offset, samples=offset))
+    return ledger
+
+
+def open_store(folder: Path, *, keep: int = 3) -> CheckpointStore:
+    return CheckpointStore(folder, keep=keep, fingerprints=FINGERPRINTS)
+
+
+def save(folder: Path, number: int, *, servers: int = 2, keep: int = 3) -> Path:
+    state, checkpoint = make_state(servers)
+    fill(state, number)
+    return open_store(folder, keep=keep).save(checkpoint, ledger_at(number), step=number)
+
+
+@pytest.mark.parametrize("servers", [1, 2, 3])
+def test_everything_comes_back_on_any_number_of_servers(tmp_path, servers):
+    save(tmp_path, 7, servers=2)
+    state, checkpoint = make_state(servers)
+    ledger = open_store(tmp_path).restore(checkpoint)
+    state.align_clocks()
+    assert ledger.offsets == {Partition("clicks", 0): 7}
+    assert ledger.totals.samples == 7
+    for array in (state.tables["counter"], state.last_seen, state.mean_gap):
+        assert values(array).ravel().tolist() == list(range(7, 17))
+    assert state.weights["batches"].numpy().tolist() == [7.0]
+    assert [int(clock) for clock in state.clocks] == [7] * servers
+
+
+def test_a_checkpoint_is_read_without_a_cluster(tmp_path):
+    save(tmp_path, 7, servers=3)
+    loaded = load_checkpoint(tmp_path)
+    assert loaded.parameters["counter"].ravel().tolist() == list(range(7, 17))
+    assert loaded.parameters["batches"].tolist() == [7.0]
+    assert loaded.mean_gap.tolist() == list(range(7, 17))
+    assert loaded.step == 7
+    assert loaded.ledger["totals"]["samples"] == 7
+    assert loaded.specification_fingerprint == "s1"
+
+
+def test_no_checkpoint_is_a_start_for_a_trainer_and_an_error_for_a_reader(tmp_path):
+    assert open_store(tmp_path).restore(make_state(1)[1]) is None
+    with pytest.raises(InputError, match="found no checkpoint"):
+        load_checkpoint(tmp_path)
+
+
+def test_the_newest_are_kept(tmp_path):
+    for number in (1, 2, 3, 4):
+        save(tmp_path, number, keep=2)
+    kept = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
+    assert kept == ["checkpoint-00000003", "checkpoint-00000004"]
+    assert load_checkpoint(tmp_path).step == 4
+
+
+def test_a_truncated_newest_checkpoint_is_passed_over(tmp_path, caplog):
+    save(tmp_path, 1)
+    newest = save(tmp_path, 2)
+    data = next(newest.glob("state.data*"))
+    data.write_bytes(data.read_bytes()[:-1])
+    assert open_store(tmp_path).restore(make_state(2)[1]).totals.samples == 1
+    assert f"{data.name}" in caplog.text
+    # With no other left, starting from nothing would lose all in silence.
+    (tmp_path / "checkpoint-00000001" / "manifest.json").unlink()
+    with pytest.raises(InputError, match="found 2 checkpoints, all damaged"):
+        open_store(tmp_path).restore(make_state(2)[1])
+
+
+def test_a_half_written_checkpoint_is_never_seen_and_swept_away(tmp_path):
+    save(tmp_path, 1)
+    half = tmp_path / ".checkpoint-00000002"
+    half.mkdir()
+    (half / "state.data").write_bytes(b"half")
+    assert load_checkpoint(tmp_path).step == 1
+    save(tmp_path, 2)
+    assert load_checkpoint(tmp_path).step == 2
+    assert not half.exists()
+
+
+def test_another_configuration_is_refused_by_name(tmp_path):
+    save(tmp_path, 1)
+    changed = CheckpointStore(tmp_path, keep=3, fingerprints=FINGERPRINTS | {"model": "m2"})
+    with pytest.raises(InputError, match="model: found m1, expected m2"):
+        changed.restore(make_state(1)[1])
+
+
+def test_one_owner_at_a_time_and_every_life_is_above_the_last(tmp_path):
+    other = open_store(tmp_path).owned()
+    with (
+        open_store(tmp_path).owned() as first,
+        pytest.raises(InputError, match="another trainer uses this"),
+    ):
+        other.__enter__()
+    with open_store(tmp_path).owned() as second:
+        assert second > first + 1_000_000_000  # more ranges than a life can have
+
+
+def test_the_manifest_says_what_is_in_it_in_plain_words(tmp_path):
+    manifest = json.loads((save(tmp_path, 3) / "manifest.json").read_text())
+    assert manifest["ledger"]["offsets"] == [{"topic": "clicks", "partition": 0, "offset": 3}]
+    assert manifest["step"] == 3
