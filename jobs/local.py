@@ -7,9 +7,9 @@ import logging
 import os
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 
 from jobs.settings import EXIT_BAD_INPUT, EXIT_DONE, EXIT_RETRY
@@ -19,9 +19,60 @@ from streaming.config import ClusterConfig
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.1
-_GRACE_SECONDS = 60.0
-_RESTARTS_WITHOUT_PROGRESS = 5
-_HEALTHY_SECONDS = 30.0
+_SIGNAL_EXIT = 128  # a shell's exit code of a process that died of signal n is 128 + n
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Patience:
+    """When a run that does not get on is given up. Progress is a new checkpoint.
+
+    Attributes:
+        lives: Coordinators that failed without progress.
+        deaths: Deaths of one server, each soon after its start, in one life without progress.
+        start_seconds: A server that lived longer than this did not die at its start.
+        first_delay: Seconds before the second restart (the first is at once); then it doubles.
+        longest_delay: Seconds.
+        grace: Seconds from SIGTERM to SIGKILL, for whoever is left when the run ends.
+    """
+
+    lives: int = 5
+    deaths: int = 10
+    start_seconds: float = 60.0
+    first_delay: float = 0.5
+    longest_delay: float = 10.0
+    grace: float = 60.0
+
+    def delay(self, failures: int) -> float:
+        """Returns the seconds to wait after this many failures in a row."""
+        if failures <= 1:
+            return 0.0
+        return min(self.longest_delay, self.first_delay * 2.0 ** (failures - 2))
+
+
+class _Failures:
+    """Counts failures between which nothing was saved."""
+
+    def __init__(self, checkpoints: Path | None) -> None:
+        self._checkpoints = checkpoints
+        self._newest = self._find()
+        self._count = 0
+
+    def add(self) -> int:
+        """Counts one more, from 1 if there was a new checkpoint since the one before."""
+        newest = self._find()
+        if newest != self._newest:
+            self.forget()
+        self._newest = newest
+        self._count += 1
+        return self._count
+
+    def forget(self) -> None:
+        self._count = 0
+
+    def _find(self) -> str:
+        if self._checkpoints is None:
+            return ""
+        return max((path.name for path in self._checkpoints.glob("checkpoint-*")), default="")
 
 
 @dataclasses.dataclass(slots=True)
@@ -31,26 +82,45 @@ class _Process:
     role: str
     index: int
     handle: subprocess.Popen[bytes]
+    failures: _Failures
+    started: float = dataclasses.field(default_factory=time.monotonic)
+    restart_at: float | None = None
 
     @property
     def name(self) -> str:
         return f"{self.role} {self.index} (process {self.handle.pid})"
 
 
+class _GivenUpError(Exception):
+    """It would go on like this for ever."""
+
+
 class LocalCluster:
     """Runs `headrace train` in every role, here.
 
-    A worker that dies is started again under its address. When the coordinator ends with anything
-    but 0 or 2, everything is started again, and the coordinator resumes from its checkpoint; a lost
-    parameter server makes it end so.
+    A server (worker or parameter server) that dies is started again under its address. When the
+    coordinator ends with anything but 0 or 2, everything is started again, and the coordinator
+    resumes from its checkpoint; a lost parameter server makes it end so. SIGTERM and Ctrl-C are
+    passed on to the coordinator, which drains and saves while its servers live on; Ctrl-C after
+    that kills everything.
     """
 
-    def __init__(self, command: Sequence[str], config: ClusterConfig) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        config: ClusterConfig,
+        *,
+        directory: str | Path | None = None,
+        patience: Patience = Patience(),
+    ) -> None:
         """Prepares a cluster.
 
         Args:
             command: What every process runs, to which its role and all addresses are added.
             config: How many processes.
+            directory: `train.directory`, whose checkpoints show progress; without it, there is none
+                that counts, and `patience` is for the whole run.
+            patience: When to give up.
         """
         self._command = list(command)
         addresses = list(free_addresses(1 + config.workers + config.parameter_servers))
@@ -59,52 +129,111 @@ class LocalCluster:
             tuple(addresses[1 : 1 + config.workers]),
             tuple(addresses[1 + config.workers :]),
         )
+        self._checkpoints = Path(directory) / "checkpoints" if directory is not None else None
+        self._patience = patience
         self._servers: list[_Process] = []
         self._coordinator: _Process | None = None
-        self._terminated = threading.Event()
+        self._stopping = False
+        self._killing = False
 
     def run(self) -> int:
-        """Runs to the coordinator's end and returns its exit code: 0, 2, or 75 after giving up."""
-        previous = signal.signal(signal.SIGTERM, self._on_terminate)
-        failures = 0
+        """Runs to the coordinator's end; for the main thread, as it handles signals.
+
+        Returns:
+            The coordinator's exit code, which is 0, 2 (of any process), or what it ended with last
+            when the run was given up or stopped: 75 for an outage; 128 + n for a signal n.
+        """
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        previous = {number: signal.signal(number, self._on_signal) for number in numbers}
         try:
-            while True:
-                started = time.monotonic()
-                code = self._one_life()
-                if code in (EXIT_DONE, EXIT_BAD_INPUT):
-                    return code
-                healthy = time.monotonic() - started > _HEALTHY_SECONDS
-                failures = 1 if healthy else failures + 1
-                if self._terminated.is_set() or failures > _RESTARTS_WITHOUT_PROGRESS:
-                    return EXIT_RETRY
-                logger.warning("the coordinator ended with %d; everything is started again", code)
+            code = self._lives()
+        except _GivenUpError as error:
+            logger.error("given up: %s", error)  # noqa: TRY400 - its traceback says no more
+            code = EXIT_RETRY
         finally:
-            self._stop_all()
-            signal.signal(signal.SIGTERM, previous)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        return code if code >= 0 else _SIGNAL_EXIT - code
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        # Only notes it: whatever is being started or stopped now is finished first.
+        del frame
+        self._killing = self._killing or (self._stopping and number == signal.SIGINT)
+        self._stopping = True
+
+    def _lives(self) -> int:
+        code, failures = EXIT_DONE, _Failures(self._checkpoints)
+        while not self._stopping:
+            code = self._one_life()
+            if code in (EXIT_DONE, EXIT_BAD_INPUT) or self._stopping:
+                break
+            count = failures.add()
+            if count >= self._patience.lives:
+                logger.error("given up: the coordinator failed %d times without progress", count)
+                break
+            logger.warning("the coordinator ended with %d; everything is started again", code)
+            self._pause(self._patience.delay(count))
+        return code
+
+    def _pause(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not self._stopping:
+            time.sleep(min(_POLL_SECONDS, seconds))
 
     def _one_life(self) -> int:
-        self._stop_all()
         roles = [("ps", len(self._topology.ps)), ("worker", len(self._topology.workers))]
-        self._servers = [
-            self._start(role, index) for role, count in roles for index in range(count)
-        ]
-        self._coordinator = self._start("coordinator", 0)
-        while (code := self._coordinator.handle.poll()) is None:
+        try:
+            for role, count in roles:
+                for index in range(count):
+                    self._servers.append(self._start(role, index))
+            self._coordinator = self._start("coordinator", 0)
+            return self._attend(self._coordinator)
+        finally:
+            self._stop_all()
+
+    def _attend(self, coordinator: _Process) -> int:
+        """Keeps the servers alive until the coordinator ends, and returns its exit code."""
+        told = False
+        while (code := coordinator.handle.poll()) is None:
+            if self._killing:
+                coordinator.handle.kill()
+            elif self._stopping and not told:
+                coordinator.handle.terminate()
+                told = True
             for position, server in enumerate(self._servers):
                 ended = server.handle.poll()
                 if ended == EXIT_BAD_INPUT:  # it has said why; a new one would say the same
                     return EXIT_BAD_INPUT
                 if ended is not None:
-                    logger.warning("%s ended with %d; it is started again", server.name, ended)
-                    self._servers[position] = self._start(server.role, server.index)
+                    self._servers[position] = self._revive(server, ended)
             time.sleep(_POLL_SECONDS)
+        if told and code == -signal.SIGTERM:
+            return EXIT_DONE  # it had not begun: nothing to save
         return code
 
-    def _start(self, role: str, index: int) -> _Process:
+    def _revive(self, server: _Process, ended: int) -> _Process:
+        """Returns the next process in a dead one's place, or the dead one until it is time."""
+        now = time.monotonic()
+        if server.restart_at is None:
+            if now - server.started > self._patience.start_seconds:
+                server.failures.forget()
+            count = server.failures.add()
+            if count >= self._patience.deaths:
+                raise _GivenUpError(f"{server.name} ended with {ended}, {count} times at its start")
+            delay = self._patience.delay(count)
+            server.restart_at = now + delay
+            when = f" in {delay:g} s" if delay else ""
+            logger.warning("%s ended with %d; it is started again%s", server.name, ended, when)
+        if now < server.restart_at:
+            return server
+        return self._start(server.role, server.index, failures=server.failures)
+
+    def _start(self, role: str, index: int, *, failures: _Failures | None = None) -> _Process:
         command = [*self._command, "--role", role, "--index", str(index)]
         command += ["--coordinator", self._topology.coordinator]
         command += ["--workers", ",".join(self._topology.workers)]
         command += ["--ps", ",".join(self._topology.ps)]
+        # Each child watches its parent: when the launcher is killed, none is left behind.
         environment = os.environ | {"HEADRACE_PARENT": str(os.getpid())}
         # Each process takes the whole machine for its own and starts a thread per core; sharing
         # the cores out instead is a tenth faster (headrace bench stream).
@@ -112,26 +241,26 @@ class LocalCluster:
         environment.setdefault("TF_NUM_INTRAOP_THREADS", str(share))
         # A session of its own: Ctrl-C reaches the launcher alone, which drains the coordinator.
         handle = subprocess.Popen(command, env=environment, start_new_session=True)
-        process = _Process(role, index, handle)
+        process = _Process(role, index, handle, failures or _Failures(self._checkpoints))
         logger.info("started %s", process.name)
         return process
 
-    def _on_terminate(self, number: int, frame: FrameType | None) -> None:
-        del number, frame
-        self._terminated.set()
-        if self._coordinator is not None and self._coordinator.handle.poll() is None:
-            self._coordinator.handle.terminate()
-
     def _stop_all(self) -> None:
-        processes = [*self._servers, *([self._coordinator] if self._coordinator else [])]
-        for process in processes:
-            if process.handle.poll() is None:
-                process.handle.terminate()
-        deadline = time.monotonic() + _GRACE_SECONDS
-        for process in processes:
-            try:
-                process.handle.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.handle.kill()
-                process.handle.wait()
+        """Stops the coordinator, which may save yet, and only then what it saves from."""
+        if self._coordinator is not None:
+            self._stop([self._coordinator])
+        self._stop(self._servers)
         self._servers, self._coordinator = [], None
+
+    def _stop(self, processes: Sequence[_Process]) -> None:
+        alive = [process.handle for process in processes if process.handle.poll() is None]
+        for handle in alive:
+            handle.terminate()
+        deadline = time.monotonic() + self._patience.grace
+        while any(handle.poll() is None for handle in alive):
+            if self._killing or time.monotonic() > deadline:
+                for handle in alive:
+                    handle.kill()
+            time.sleep(_POLL_SECONDS / 10)
+        for process in processes:
+            process.handle.wait()
