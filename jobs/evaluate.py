@@ -20,9 +20,9 @@ from rich.table import Table
 from jobs.export import load_samples, load_trained
 from jobs.main import run_job
 from jobs.settings import EXIT_DONE, add_config_arguments, load_settings
+from models.config import TwoTowerConfig
 from models.evaluate import Evaluation, evaluate_model, evaluate_popularity, questions
 from models.index import latest_items
-from models.two_tower import TwoTowerConfig
 from pipeline.samples import SamplesConfig
 from pipeline.specification import Specification
 from streaming.config import TrainConfig

@@ -16,9 +16,10 @@ from rich.table import Table
 from jobs.main import run_job
 from jobs.settings import EXIT_DONE, add_config_arguments, load_settings
 from models.bundle import read_manifest as read_bundle_manifest
+from models.config import TwoTowerConfig
 from models.export import ExportConfig, Trained, export_bundle
 from models.index import check_parameters, collect_candidates, collect_queries
-from models.two_tower import TwoTower, TwoTowerConfig
+from models.two_tower import TwoTower
 from pipeline.manifest import read_manifest, sample_files
 from pipeline.samples import SamplesConfig
 from pipeline.schema import InputError, conform

@@ -20,9 +20,10 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from pydantic import BaseModel
 from rich.console import Console
@@ -30,6 +31,7 @@ from rich.table import Table
 
 from jobs.main import import_tensorflow, run_job
 from jobs.settings import EXIT_DONE, EXIT_RETRY, add_config_arguments, load_settings
+from models.config import TwoTowerConfig
 from pipeline.schema import InputError, schema_fingerprint
 from pipeline.specification import Specification
 from streaming.archive import ArchiveSource
@@ -45,11 +47,17 @@ from streaming.kafka import KafkaSource
 
 if TYPE_CHECKING:
     from models.contract import Model
-    from models.two_tower import TwoTowerConfig
     from streaming.ledger import Ledger
     from streaming.source import Source
 
 logger = logging.getLogger(__name__)
+
+EXIT_BUG = 1
+SECTIONS: Final[dict[str, type[BaseModel]]] = {
+    "specification": Specification,
+    "model": TwoTowerConfig,
+    "train": TrainConfig,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -114,8 +122,7 @@ def _place(arguments: argparse.Namespace) -> tuple[Topology, str, int]:
 def _run_local(arguments: argparse.Namespace) -> int:
     from jobs.local import LocalCluster
 
-    sections: dict[str, type[BaseModel]] = {"specification": Specification, "train": TrainConfig}
-    settings = load_settings(arguments.config, arguments.overrides, sections)
+    settings = load_settings(arguments.config, arguments.overrides, SECTIONS)
     config = cast(TrainConfig, settings["train"])
     # Asked here first: a source that is not there is told in a second, not by four processes.
     source = open_source(config, cast(Specification, settings["specification"]))
@@ -140,7 +147,6 @@ class TrainingProcess:
     """What the roles have in common: settings, model and source."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        from models.two_tower import TwoTowerConfig
 
         sections: dict[str, type[BaseModel]] = {
             "specification": Specification,
@@ -149,7 +155,7 @@ class TrainingProcess:
         }
         settings = load_settings(arguments.config, arguments.overrides, sections)
         self._specification = cast(Specification, settings["specification"])
-        self._model_config = cast("TwoTowerConfig", settings["model"])
+        self._model_config = cast(TwoTowerConfig, settings["model"])
         self._config = cast(TrainConfig, settings["train"])
         self._model = self._make_model()
 
@@ -170,13 +176,16 @@ class TrainingProcess:
 
     def coordinate(self, topology: Topology) -> int:
         """Runs the coordinator, and ends this process with its exit code."""
-        # TensorFlow's threads would keep the process alive, or end it by a crash.
-        return _exit_now(run_job(lambda _: self._life(topology)))
+        try:
+            code = run_job(lambda _: self._life(topology))
+        except BaseException:  # noqa: BLE001 - a bug; TensorFlow's threads would keep it alive
+            traceback.print_exc()
+            code = EXIT_BUG
+        return _exit_now(code)
 
     def _life(self, topology: Topology) -> int:
-        import tensorflow as tf
-
-        from streaming.coordinator import Coordinator, RestartNeededError
+        from streaming.attempts import PASSING, RestartNeededError
+        from streaming.coordinator import Coordinator
 
         coordinator = Coordinator(
             self._model,
@@ -189,9 +198,7 @@ class TrainingProcess:
         started = time.monotonic()
         try:
             ledger = coordinator.run()
-        except tf.errors.UnknownError:
-            raise  # a Python exception in a worker: a bug, not an outage
-        except (RestartNeededError, tf.errors.OpError) as error:
+        except (RestartNeededError, *PASSING) as error:
             first = str(error).partition("\n")[0]
             sys.stderr.write(f"headrace: {type(error).__name__}, to be started again: {first}\n")
             return EXIT_RETRY

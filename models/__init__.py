@@ -1,7 +1,7 @@
 """Features to losses, scores and SavedModels.
 
-Read `contract` (what a trainer may ask of a model), then `features > towers > losses > two_tower`,
-then `index > evaluate` and `bundle > export`.
+Read `contract` (what a trainer may ask of a model), then `config > features > towers > losses >
+two_tower`, then `index > evaluate` and `bundle > export` (which write files by `pipeline.durable`).
 """
 
 import os

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
 
 import tensorflow as tf
-from pydantic import BaseModel, ConfigDict, Field
 
+from models.config import TwoTowerConfig
 from models.contract import FeatureValue, Input, Optimizer, Table, Tensors, Weight
 from models.features import encode_ids, feature_input, feature_vectors, feature_width
 from models.losses import in_batch_softmax
@@ -16,28 +15,6 @@ from pipeline.schema import ITEM_ID, REWARD
 from pipeline.specification import FeatureSpec, Specification
 
 _QUERY, _CANDIDATE = "query", "candidate"
-
-
-class TwoTowerConfig(BaseModel):
-    """Section `model` of a deployment's file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    hidden: tuple[Annotated[int, Field(ge=1)], ...] = (64,)
-    """Widths of each tower's hidden layers; none makes the towers linear."""
-    dim: Annotated[int, Field(ge=1)] = 32
-    """Length of the query and candidate vectors."""
-    temperature: Annotated[float, Field(gt=0)] = 0.1
-    """Divides the cosine; small values sharpen the softmax."""
-    logq: Literal["none", "all"] = "all"
-    """Which logits are corrected by the sampling probability: `all` is Yi et al."""
-    mask_accidental_hits: bool = True
-    """Whether a negative that is the positive's own item is left out."""
-    table_bound: Annotated[float, Field(gt=0)] = 0.05
-    """Embeddings start uniform in plus or minus this."""
-    optimizer: Literal["sgd", "adagrad"] = "adagrad"
-    learning_rate: Annotated[float, Field(gt=0)] = 0.1
-    initial_accumulator: Annotated[float, Field(gt=0)] = 0.1
 
 
 class TwoTower:

@@ -44,6 +44,11 @@ class Totals:
     lost: int = 0
     torn: int = 0
 
+    def add(self, other: Totals) -> None:
+        """Adds other counts to these."""
+        for field in dataclasses.fields(Totals):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+
     @property
     def reject_share(self) -> float:
         """The share of records that were rejected or lost."""
@@ -78,9 +83,7 @@ class Ledger:
         while next_offset in ahead:
             next_offset = ahead.pop(next_offset)
         self.offsets[done.partition] = next_offset
-        for field in dataclasses.fields(Totals):
-            summed = getattr(self.totals, field.name) + getattr(totals, field.name)
-            setattr(self.totals, field.name, summed)
+        self.totals.add(totals)
 
     @property
     def settled(self) -> bool:
@@ -114,6 +117,21 @@ class Ledger:
         ledger.totals = Totals(**stored["totals"])
         return ledger
 
+    def adopt(self, starts: Mapping[Partition, int], ends: Mapping[Partition, int]) -> None:
+        """Adds partitions that it does not know, from their first record.
+
+        Raises:
+            InputError: If a source ends before the ledger's offset: it has lost records.
+        """
+        self.offsets = dict(starts) | self.offsets
+        for partition, end in ends.items():
+            if self.offsets[partition] > end:
+                raise InputError(
+                    f"{partition.topic}, partition {partition.number}: found its end at {end};"
+                    f" expected at least {self.offsets[partition]}, up to where the checkpoint has"
+                    " trained: records were removed from the end (or 'replays' was lowered)"
+                )
+
     def check_identity(self, found: Mapping[str, str]) -> None:
         """Refuses offsets that were counted in another life of a topic.
 
@@ -135,27 +153,49 @@ class Plan:
     `upcoming` ranges are cut a few ahead, so that a worker can be told which one probably follows.
     """
 
-    def __init__(self, start: Mapping[Partition, int], *, records_per_range: int = 1) -> None:
+    def __init__(
+        self,
+        start: Mapping[Partition, int],
+        *,
+        records_per_range: int = 1,
+        linger_seconds: float = 0.0,
+    ) -> None:
+        """Starts a plan.
+
+        Args:
+            start: First offset to hand out, per partition.
+            records_per_range: Records that make a full range.
+            linger_seconds: How long a partition's end must stand still before less than a full
+                range is cut from it: a trickle shall not make tiny mini-batches.
+        """
         self.records_per_range = records_per_range
+        self._linger_seconds = linger_seconds
         self._start = dict(start)
         self._next = dict(start)
-        self._end: dict[Partition, int] = {}
+        self._end = dict(start)
+        self._still_since: dict[Partition, float] = {}
         self._upcoming: deque[Range] = deque()
         self._lock = threading.Lock()
 
-    def extend(self, ends: Mapping[Partition, int]) -> None:
-        """Makes known up to where each partition can be read now."""
+    def add(self, starts: Mapping[Partition, int]) -> None:
+        """Makes partitions known; those that it knows are left as they are."""
+        with self._lock:
+            for positions in (self._start, self._next, self._end):
+                positions |= dict(starts) | positions
+
+    def extend(self, ends: Mapping[Partition, int], *, now: float = 0.0) -> None:
+        """Makes known up to where each (known) partition can be read now, a time in seconds."""
         with self._lock:
             for partition, end in ends.items():
-                self._start.setdefault(partition, 0)
-                self._next.setdefault(partition, self._start[partition])
-                self._end[partition] = max(end, self._end.get(partition, 0))
+                if end > self._end[partition]:
+                    self._end[partition] = end
+                    self._still_since[partition] = now
 
-    def take(self, *, look_ahead: int) -> tuple[Range, Range | None] | None:
-        """Returns the next range and the one `look_ahead` places after it, or None at the end."""
+    def take(self, *, look_ahead: int, now: float = 0.0) -> tuple[Range, Range | None] | None:
+        """Returns the next range and the one `look_ahead` places after it, or None for none now."""
         with self._lock:
             while len(self._upcoming) <= look_ahead:
-                following = self._cut()
+                following = self._cut(now)
                 if following is None:
                     break
                 self._upcoming.append(following)
@@ -165,8 +205,8 @@ class Plan:
             enough = len(self._upcoming) >= look_ahead
             return wanted, self._upcoming[look_ahead - 1] if enough and look_ahead else None
 
-    def _cut(self) -> Range | None:
-        behind = [(self._advance(p), p) for p, end in self._end.items() if self._next[p] < end]
+    def _cut(self, now: float) -> Range | None:
+        behind = [(self._advance(p), p) for p in self._end if self._ready(p, now)]
         if not behind:
             return None
         partition = min(behind)[1]
@@ -174,6 +214,11 @@ class Plan:
         end = min(start + self.records_per_range, self._end[partition])
         self._next[partition] = end
         return Range(partition, start, end)
+
+    def _ready(self, partition: Partition, now: float) -> bool:
+        left = self._end[partition] - self._next[partition]
+        still = now - self._still_since.get(partition, now)
+        return left >= self.records_per_range or (left > 0 and still >= self._linger_seconds)
 
     def _advance(self, partition: Partition) -> float:
         """Returns the share of a partition that has been handed out."""

@@ -2,8 +2,8 @@
 
 A scheduled function's `tf.py_function` runs in the *coordinator's* process. The raw `PyFunc` op
 instead looks its token up where it executes, in a registry that TensorFlow keeps private. This
-module is the only one that touches it; `worker_pid` is the self-test with which the coordinator
-proves at start that reads happen in the workers (see `Coordinator.check_workers`).
+module is the only one that touches it; `whereabouts` is the self-test by which the coordinator sees
+at start that scheduled functions reach Python in the workers, not in itself.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import enum
 import logging
 import os
 import threading
+import uuid
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,11 +27,11 @@ from tensorflow.python.ops import script_ops
 
 from models.contract import FeatureValue, Input
 from models.features import column_arrays, feature_value
+from pipeline.schema import InputError
 from streaming.source import (
     Partition,
     Range,
     ReadResult,
-    SchemaMismatchError,
     Source,
     SourceUnavailableError,
 )
@@ -38,7 +39,8 @@ from streaming.source import (
 logger = logging.getLogger(__name__)
 
 _READ_TOKEN = "headrace.read_range"
-_PID_TOKEN = "headrace.process_id"
+_WHERE_TOKEN = "headrace.whereabouts"
+COORDINATOR = b"coordinator"
 
 
 class Status(enum.IntEnum):
@@ -46,7 +48,7 @@ class Status(enum.IntEnum):
 
     OK = 0
     UNAVAILABLE = 1
-    SCHEMA_MISMATCH = 2
+    BAD_INPUT = 2
     FAILED = 3
 
 
@@ -68,8 +70,9 @@ class RangeReader:
 
     def register(self) -> None:
         """Makes this reader reachable from graphs that run in this process."""
-        _REGISTERED.update({_READ_TOKEN: self._read_for_graph, _PID_TOKEN: _process_id})
-        script_ops._py_funcs._funcs.update(_REGISTERED)
+        # Not the process id: in its own container every process has the id 1.
+        name = uuid.uuid4().hex.encode()
+        _register({_READ_TOKEN: self._read_for_graph, _WHERE_TOKEN: lambda: name})
 
     def _read_for_graph(self, topic: bytes, numbers: np.ndarray) -> list[np.ndarray]:
         number, start, end, next_number, next_start, next_end = (int(n) for n in numbers)
@@ -97,10 +100,10 @@ class RangeReader:
             result = self._source.read(wanted)
             self._write_dead_letters(wanted, result)
             columns = self._flatten(_shuffled(result.samples, wanted))
-        except SourceUnavailableError as error:
+        except (SourceUnavailableError, OSError) as error:  # a shared volume may be away, too
             status, detail = Status.UNAVAILABLE, str(error)
-        except SchemaMismatchError as error:
-            status, detail = Status.SCHEMA_MISMATCH, str(error)
+        except InputError as error:
+            status, detail = Status.BAD_INPUT, str(error)
         except Exception as error:  # goes to the coordinator, which stops the run
             logger.exception("reading %s failed", wanted)
             status, detail = Status.FAILED, f"{type(error).__name__}: {error}"
@@ -143,14 +146,20 @@ class RangeReader:
 _REGISTERED: dict[str, Callable[..., Any]] = {}
 
 
-def _process_id() -> np.ndarray:
-    return np.array(os.getpid(), np.int64)
+def _register(functions: dict[str, Callable[..., Any]]) -> None:
+    _REGISTERED.update(functions)
+    script_ops._py_funcs._funcs.update(functions)
 
 
-def worker_pid() -> tf.Tensor:
-    """Returns the id of the process that runs this graph: the self-test of the registry."""
-    (pid,) = tf.raw_ops.PyFunc(input=[], token=_PID_TOKEN, Tout=[tf.int64])
-    return tf.ensure_shape(pid, [])
+def register_coordinator() -> None:
+    """Makes `whereabouts` say COORDINATOR where it runs in this process."""
+    _register({_WHERE_TOKEN: lambda: COORDINATOR})
+
+
+def whereabouts() -> tf.Tensor:
+    """Returns the name of the process that runs this graph: the self-test of the registry."""
+    (name,) = tf.raw_ops.PyFunc(input=[], token=_WHERE_TOKEN, Tout=[tf.string])
+    return tf.ensure_shape(name, [])
 
 
 def read_range(

@@ -14,6 +14,7 @@ check and change one step, so a worker that was given up and wakes up again cann
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -21,12 +22,13 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from models.contract import Model, Table, Weight
+from pipeline.schema import InputError
 from streaming import frequency as freq
 from streaming.config import FrequencyConfig
 
 
 class Shards:
-    """A row-sharded array: shard k holds rows [k * rows_per_shard, ...) on device k."""
+    """A row-sharded array: shard k holds the rows [starts[k], starts[k + 1]) on device k."""
 
     def __init__(self, name: str, initial: Sequence[tf.Tensor], devices: Sequence[str]) -> None:
         self.variables: list[tf.Variable] = []
@@ -35,8 +37,8 @@ class Shards:
                 self.variables.append(
                     tf.Variable(value, trainable=False, name=f"{name}/part_{shard}")
                 )
-        self.rows_per_shard = int(self.variables[0].shape[0])
-        self.num_rows = sum(int(variable.shape[0]) for variable in self.variables)
+        sizes = [int(variable.shape[0]) for variable in self.variables]
+        self.starts = [0, *itertools.accumulate(sizes)][:-1]
         # Saved as one logical array, so that a restore may use another number of shards.
         self.trackable = tf.__internal__.distribute.ShardedVariable(self.variables, name=name)
 
@@ -67,12 +69,13 @@ class PushOutcome(NamedTuple):
     torn: tf.Tensor
 
 
-def _shard_sizes(rows: int, num_shards: int) -> list[int]:
-    size = -(-rows // num_shards)
-    sizes = [min(size, rows - shard * size) for shard in range(num_shards)]
-    if sizes[-1] <= 0:
-        raise ValueError(f"{rows} rows cannot be cut into {num_shards} shards; expected more rows")
-    return sizes
+def _shard_sizes(name: str, rows: int, num_shards: int) -> list[int]:
+    if rows < num_shards:
+        raise InputError(
+            f"{name}: found {rows} buckets; expected at least {num_shards}, one for each parameter"
+            " server"
+        )
+    return [rows // num_shards + (shard < rows % num_shards) for shard in range(num_shards)]
 
 
 def _uniform(shape: Sequence[int], bound: float, *, name: str, seed: int) -> tf.Tensor:
@@ -127,7 +130,7 @@ class ServerState:
 
     def _create_table(self, table: Table, seed: int) -> None:
         values, sums = [], []
-        sizes = _shard_sizes(table.buckets, len(self.devices))
+        sizes = _shard_sizes(f"tables.{table.name}", table.buckets, len(self.devices))
         for shard, (size, device) in enumerate(zip(sizes, self.devices, strict=True)):
             with tf.device(device):  # made where they live: no table travels
                 name = f"{table.name}/{shard}"
@@ -147,7 +150,8 @@ class ServerState:
                 self.weight_sums[weight.name] = tf.Variable(total, trainable=False)
 
     def _create_estimator(self) -> None:
-        sizes = _shard_sizes(self.frequency.hashes * self.frequency.buckets, len(self.devices))
+        buckets = self.frequency.hashes * self.frequency.buckets
+        sizes = _shard_sizes("frequency", buckets, len(self.devices))
         last_seen, mean_gap = [], []
         for size, device in zip(sizes, self.devices, strict=True):
             with tf.device(device):
@@ -186,11 +190,12 @@ class ServerState:
         """Sorts distinct row numbers ([n] int64) by the server that holds them."""
         if len(self.devices) == 1:
             return Route([tf.range(tf.size(rows))], [rows])
-        owner = tf.cast(rows // array.rows_per_shard, tf.int32)
+        starts = tf.constant(array.starts, tf.int64)
+        owner = tf.searchsorted(starts, rows, side="right") - 1
         positions = tf.dynamic_partition(tf.range(tf.size(rows)), owner, len(self.devices))
         local = [
-            tf.gather(rows, where) - shard * array.rows_per_shard
-            for shard, where in enumerate(positions)
+            tf.gather(rows, where) - start
+            for start, where in zip(array.starts, positions, strict=True)
         ]
         return Route(positions, local)
 

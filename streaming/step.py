@@ -20,6 +20,7 @@ from streaming.config import FrequencyConfig
 from streaming.state import Parameter, PushOutcome, Route, ServerState
 
 _EPSILON = 1e-7
+_ANONYMOUS = "cd2c89b7-88b7-44c8-ad83-06c2a9158347"  # ResourceHandle::ANONYMOUS_NAME
 
 
 class Handles(NamedTuple):
@@ -248,13 +249,16 @@ class RangeFunction:
         pulled = {name: self._state.pull_table(name, route) for name, route in routes.items()}
         dense = [weight.name for weight in self._model.weights]
         pulled |= {name: self._state.pull_weight(name) for name in dense}
-        copies = {name: _local_copy(name, parameter) for name, parameter in pulled.items()}
+        copies = {name: _local_copy(parameter) for name, parameter in pulled.items()}
         loss_sum = self._mini_batches.learn(
             features, copies, probability=probability, num_samples=num_samples
         )
         # The copies change inside the loop, so they are read once it has run.
         with tf.control_dependencies([loss_sum]):
             changes = {name: _difference(copies[name], pulled[name]) for name in pulled}
+        with tf.control_dependencies(_present(changes)):
+            for handle in _present(copies):
+                tf.raw_ops.DestroyResourceOp(resource=handle)
         outcome = self._state.push(
             mark,
             rows={name: (route, changes[name]) for name, route in routes.items()},
@@ -275,20 +279,25 @@ def bucket_numbers(ids: tf.Tensor, config: FrequencyConfig) -> tf.Tensor:
     return tf.stack(rows)
 
 
-def _local_copy(name: str, pulled: Parameter) -> Handles:
-    """Puts pulled values into variables of this worker, where updates happen in place."""
+def _present(parameters: Mapping[str, Parameter] | Mapping[str, Handles]) -> list[tf.Tensor]:
+    return [tensor for pair in parameters.values() for tensor in pair if tensor is not None]
 
-    def variable(suffix: str, value: tf.Tensor) -> tf.Tensor:
-        handle = tf.raw_ops.VarHandleOp(
-            dtype=tf.float32, shape=tf.TensorShape(None), shared_name=f"headrace/{name}/{suffix}"
-        )
-        tf.raw_ops.AssignVariableOp(resource=handle, value=value)
-        return handle
 
-    value = variable("value", pulled.value)
+def _local_copy(pulled: Parameter) -> Handles:
+    """Puts pulled values into new variables of this worker, where updates happen in place."""
     if pulled.accumulator is None:
-        return Handles(value, None)
-    return Handles(value, variable("accumulator", pulled.accumulator))
+        return Handles(_variable(pulled.value), None)
+    return Handles(_variable(pulled.value), _variable(pulled.accumulator))
+
+
+def _variable(value: tf.Tensor) -> tf.Tensor:
+    # By this name TensorFlow makes a variable of its own at each call: a try that was given up
+    # after a broken connection, and still runs, shares nothing with the one that follows it here.
+    handle = tf.raw_ops.VarHandleOp(
+        dtype=tf.float32, shape=tf.TensorShape(None), shared_name=_ANONYMOUS
+    )
+    tf.raw_ops.AssignVariableOp(resource=handle, value=value)
+    return handle
 
 
 def _difference(copy: Handles, pulled: Parameter) -> Parameter:

@@ -7,10 +7,15 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.kafka.broker import Broker
 from tests.kafka.install import KafkaMissingError
+
+# Machines are shared and noisy: how long an example takes says nothing.
+hypothesis.settings.register_profile("headrace", deadline=None)
+hypothesis.settings.load_profile("headrace")
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,10 @@ from typing import cast
 import tensorflow as tf
 
 from jobs.bench.stream import specification
+from models.config import TwoTowerConfig
 from models.contract import FeatureValue
 from models.features import arrow_features
-from models.two_tower import TwoTower, TwoTowerConfig
+from models.two_tower import TwoTower
 from streaming import frequency as freq
 from streaming.archive import ArchiveSource
 from streaming.config import FrequencyConfig

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from jobs.main import run_job
 from jobs.train import TrainingProcess, argument_parser, run_role
@@ -36,8 +36,8 @@ class MemorySource:
     def end_offsets(self) -> dict[Partition, int]:
         return self._archive.end_offsets()
 
-    def identity(self) -> dict[str, str]:
-        return self._archive.identity()
+    def identity(self, offsets: Mapping[Partition, int]) -> dict[str, str]:
+        return self._archive.identity(offsets)
 
     def read(self, wanted: Range) -> ReadResult:
         piece = self._tables[wanted.partition].slice(wanted.start, wanted.end - wanted.start)

@@ -36,8 +36,8 @@ from jobs.demo.report import (
 from jobs.demo.summary import facts, protocol, result_tables, stages
 from jobs.export import load_samples, load_trained
 from jobs.settings import EXIT_DONE, load_settings
+from models.config import TwoTowerConfig
 from models.evaluate import Evaluation, Questions, evaluate_model, evaluate_popularity
-from models.two_tower import TwoTowerConfig
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.samples import SamplesConfig
 from pipeline.schema import InputError

@@ -15,10 +15,11 @@ import tensorflow as tf
 
 from jobs.demo.report import Frequencies, QueryExample
 from models.bundle import CANDIDATES, QUERIES, SCORE, read_manifest, resolve_version
+from models.config import TwoTowerConfig
 from models.evaluate import Questions, questions
 from models.features import signature_inputs
 from models.index import latest_items
-from models.two_tower import TwoTower, TwoTowerConfig
+from models.two_tower import TwoTower
 from pipeline.schema import HISTORY_ITEM_ID, ITEM_ID, SCENARIO, TIMESTAMP_MS, USER_ID
 from pipeline.specification import Specification
 from streaming.checkpoint import load_checkpoint

@@ -9,7 +9,7 @@ import pytest
 from jobs.export import load_trained, main
 from jobs.main import run_job
 from models.bundle import resolve_version, verify_bundle
-from models.two_tower import TwoTowerConfig
+from models.config import TwoTowerConfig
 from pipeline.schema import InputError
 from tests.jobs.toy_run import write_run
 from tests.models import toy

@@ -5,9 +5,9 @@ import pytest
 import tensorflow as tf
 from pydantic import ValidationError
 
+from models.config import TwoTowerConfig
 from models.features import arrow_features, hash_ids
 from models.index import split_parameters
-from models.two_tower import TwoTowerConfig
 from tests.models import toy
 
 

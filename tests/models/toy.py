@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from models.two_tower import TwoTower, TwoTowerConfig
+from models.config import TwoTowerConfig
+from models.two_tower import TwoTower
 from pipeline.specification import Specification
 
 NUM_USERS, NUM_ITEMS = 8, 12

@@ -81,6 +81,26 @@ def test_a_plan_grows_with_its_stream():
     plan = Plan({A: 7}, records_per_range=10)
     plan.extend({A: 7})
     assert plan.take(look_ahead=0) is None
+    plan.add({A: 0, B: 2})  # A is known: it stays where it is
     plan.extend({A: 9, B: 5})
-    assert plan.remaining == 7
-    assert {plan.take(look_ahead=0)[0] for _ in range(2)} == {Range(A, 7, 9), Range(B, 0, 5)}
+    assert plan.remaining == 5
+    assert {plan.take(look_ahead=0)[0] for _ in range(2)} == {Range(A, 7, 9), Range(B, 2, 5)}
+
+
+def test_a_trickle_waits_for_a_full_range_or_for_an_end_that_stands_still():
+    plan = Plan({A: 0}, records_per_range=10, linger_seconds=5.0)
+    plan.extend({A: 4}, now=100.0)
+    assert plan.take(look_ahead=0, now=104.0) is None
+    plan.extend({A: 8}, now=104.0)
+    assert plan.take(look_ahead=0, now=108.0) is None  # it moved meanwhile
+    assert plan.take(look_ahead=0, now=109.0)[0] == Range(A, 0, 8)
+    plan.extend({A: 20}, now=109.0)
+    assert plan.take(look_ahead=0, now=109.0)[0] == Range(A, 8, 18)
+
+
+def test_new_partitions_join_at_their_start_and_a_shorter_source_is_refused():
+    ledger = Ledger({A: 100}, {})
+    ledger.adopt({A: 0, B: 40}, {A: 100, B: 50})
+    assert ledger.offsets == {A: 100, B: 40}
+    with pytest.raises(InputError, match="found its end at 80; expected at least 100"):
+        ledger.adopt({A: 0, B: 40}, {A: 80, B: 50})

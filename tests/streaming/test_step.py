@@ -118,7 +118,8 @@ def test_an_empty_range_leaves_everything_as_it_was(tmp_path):
     ("error", "status"),
     [
         (SourceUnavailableError("no broker"), Status.UNAVAILABLE),
-        (SchemaMismatchError("no column"), Status.SCHEMA_MISMATCH),
+        (SchemaMismatchError("no column"), Status.BAD_INPUT),
+        (OSError("stale handle"), Status.UNAVAILABLE),
         (RuntimeError("a bug"), Status.FAILED),
     ],
 )

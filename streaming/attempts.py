@@ -1,0 +1,121 @@
+"""Running one range on some worker, however many attempts it takes."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import tensorflow as tf
+
+from pipeline.schema import InputError
+from streaming.reader import Status
+from streaming.source import Range
+from streaming.step import COUNTS
+
+logger = logging.getLogger(__name__)
+
+_RETRY_SECONDS = 0.5
+_NOTHING = [0, 0, 0]
+# What the loss of a worker, or of the way to it, looks like. Anything else would only come again.
+PASSING = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+)
+
+
+class RestartNeededError(RuntimeError):
+    """This life of the coordinator cannot go on; the next one resumes from the checkpoint."""
+
+
+class Cluster(Protocol):
+    """The part of `tf.distribute.coordinator.ClusterCoordinator` that is used."""
+
+    def schedule(self, fn: Any, args: Any = None) -> Any:
+        """Has some worker call `fn`; returns an object whose `fetch()` waits for the result."""
+
+
+class RangeRunner:
+    """Has ranges run by workers; safe to use from one thread per slot.
+
+    A range whose worker was lost, before or after its push, is scheduled again with the *same*
+    slot and sequence number, and the parameter servers apply what they have not.
+    """
+
+    def __init__(self, cluster: Cluster, function: Any, *, floor: int) -> None:
+        """Prepares runs with sequence numbers above `floor`."""
+        self._cluster = cluster
+        self._function = function
+        self._sequences = itertools.count(floor + 1)
+
+    def run(
+        self, slot: int, wanted: Range, likely: Range | None, *, failed: Callable[[], bool]
+    ) -> dict[str, float]:
+        """Runs a range until it is applied; returns COUNTS and `loss_sum`.
+
+        Args:
+            slot: The caller's own slot.
+            wanted: The range.
+            likely: A range that probably follows on the same worker.
+            failed: Whether the run has failed elsewhere, so that trying again is in vain.
+
+        Raises:
+            InputError: If the stream's records are not what the trainer is configured for.
+            RestartNeededError: If a parameter server was lost.
+        """
+        arguments = (
+            tf.constant([slot, next(self._sequences)], tf.int64),
+            tf.constant(wanted.partition.topic),
+            tf.constant(_numbers(wanted) + _hint(wanted, likely), tf.int64),
+        )
+        while True:
+            scheduled = self._schedule(arguments)
+            try:
+                counts, loss_sum, detail = scheduled.fetch()
+            except tf.errors.OpError as error:
+                if failed() or not _is_passing(error):
+                    raise
+                logger.warning("%s is tried again: %s", wanted, type(error).__name__)
+                time.sleep(_RETRY_SECONDS)
+                continue
+            report = dict(zip(COUNTS, (int(n) for n in counts), strict=True))
+            if report["status"] == Status.OK:
+                return report | {"loss_sum": float(loss_sum)}
+            _explain(wanted, Status(report["status"]), bytes(detail).decode())
+
+    def _schedule(self, arguments: tuple[tf.Tensor, ...]) -> Any:
+        # A lost worker shows in `fetch`, if at all; a lost parameter server here.
+        try:
+            return self._cluster.schedule(self._function, args=arguments)
+        except PASSING as error:
+            first = str(error).partition("\n")[0][:200]
+            raise RestartNeededError(f"the cluster lost a parameter server: {first}") from error
+
+
+def _is_passing(error: tf.errors.OpError) -> bool:
+    # A worker that was started again no longer has the results of its former life.
+    return isinstance(error, PASSING) or "remote_handle" in str(error)
+
+
+def _explain(wanted: Range, status: Status, detail: str) -> None:
+    if status == Status.BAD_INPUT:
+        raise InputError(detail)
+    if status == Status.FAILED:
+        raise RuntimeError(f"reading {wanted} failed in a worker: {detail}")
+    logger.warning("the source cannot be read at present: %s", detail)
+    time.sleep(_RETRY_SECONDS)
+
+
+def _numbers(wanted: Range) -> list[int]:
+    return [wanted.partition.number, wanted.start, wanted.end]
+
+
+def _hint(wanted: Range, likely: Range | None) -> list[int]:
+    # The function has one topic argument: ranges of other topics are read when they come.
+    if likely is None or likely.partition.topic != wanted.partition.topic:
+        return _NOTHING
+    return _numbers(likely)
