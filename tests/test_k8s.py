@@ -115,6 +115,8 @@ def job_problems(workload: dict[str, Any], objects: Objects) -> Iterator[str]:
         yield "restartPolicy: podFailurePolicy needs Never"
     if workload["spec"].get("completionMode") != "Indexed":
         yield "without completionMode Indexed its pod has no stable name"
+    if workload["spec"]["backoffLimit"] < 100:
+        yield "backoffLimit counts over months: so few crashes end a run that goes on"
     rules = workload["spec"]["podFailurePolicy"]["rules"]
     codes = {c: r["action"] for r in rules for c in r.get("onExitCodes", {}).get("values", [])}
     if codes != {2: "FailJob", 75: "Ignore"}:
@@ -148,6 +150,15 @@ def reference_problems(workload: dict[str, Any], objects: Objects) -> Iterator[s
     kept = [path for path, name in mounts.items() if "persistentVolumeClaim" in volumes[name]]
     if not any(directory.is_relative_to(path) for path in kept):
         yield f"train.directory {directory} is on no volume that lasts"
+
+
+def thread_problems(workload: dict[str, Any], objects: Objects) -> Iterator[str]:
+    (found,) = container(workload)["env"]
+    threads = found["valueFrom"]["resourceFieldRef"]
+    if found["name"] != "TF_NUM_INTRAOP_THREADS" or threads.get("containerName") is not None:
+        yield f"sets {found}"
+    if (threads["resource"], threads["divisor"]) != ("limits.cpu", "1"):
+        yield "threads: not as many as cores that it may use"
 
 
 def resource_problems(workload: dict[str, Any], objects: Objects) -> Iterator[str]:
@@ -190,7 +201,14 @@ def address_problems(workload: dict[str, Any], objects: Objects) -> Iterator[str
             yield f"pod {name} is passed as {found}; it will be {expected}"
 
 
-CHECKS = (label_problems, job_problems, reference_problems, resource_problems, address_problems)
+CHECKS = (
+    label_problems,
+    job_problems,
+    reference_problems,
+    thread_problems,
+    resource_problems,
+    address_problems,
+)
 
 
 def service_problems(service: dict[str, Any], workloads: Objects) -> Iterator[str]:
@@ -217,6 +235,22 @@ def test_manifests_are_valid_by_the_published_schemas(rendered: Objects) -> None
 
 def test_manifests_have_none_of_the_faults_that_schemas_miss(rendered: Objects) -> None:
     assert list(problems(rendered)) == []
+
+
+@pytest.mark.parametrize(
+    ("layer", "kind"),
+    [("base", "Job"), ("overlays/small", "Job"), ("overlays/production", "StatefulSet")],
+)
+def test_a_run_without_end_has_a_coordinator_that_comes_back(layer: str, kind: str) -> None:
+    objects = render(layer)
+    workloads = of_kind(objects, "StatefulSet", "Job")
+    (found,) = [w for w in workloads if arguments(w, objects)["--role"] == "coordinator"]
+    assert (found["kind"], found["metadata"]["name"]) == (kind, "headrace-coordinator")
+    if kind == "StatefulSet":
+        assert found["spec"]["replicas"] == 1
+        assert pod(found)["restartPolicy"] == "Always"
+        assert found["spec"]["serviceName"] == "headrace-coordinator"
+        assert pod(found)["terminationGracePeriodSeconds"] >= 300, "it saves on its way out"
 
 
 def test_every_source_file_has_each_key_once() -> None:
@@ -295,6 +329,20 @@ POD = "spec.template.spec"
         ("Job", "headrace-coordinator", f"{POD}.subdomain", "headrace"),
         ("Job", "headrace-coordinator", "spec.completionMode", "NonIndexed"),
         ("Job", "headrace-coordinator", "spec.podFailurePolicy.rules.action", "Count"),
+        ("Job", "headrace-coordinator", "spec.backoffLimit", 6),
+        (
+            "StatefulSet",
+            "headrace-worker",
+            f"{POD}.containers.env",
+            [
+                {
+                    "name": "TF_NUM_INTRAOP_THREADS",
+                    "valueFrom": {
+                        "resourceFieldRef": {"resource": "limits.memory", "divisor": "1"}
+                    },
+                }
+            ],
+        ),
         ("Service", "headrace-ps", "spec.selector", {"app.kubernetes.io/name": "headrace"}),
         ("Service", "headrace-ps", "spec.publishNotReadyAddresses", False),
         ("Service", "headrace-ps", "spec.ports.targetPort", "http"),

@@ -135,7 +135,7 @@ def fake(tmp_path: Path) -> Iterator[Fake]:
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # gone, or gone while it was read
         return False
 
 
@@ -184,6 +184,21 @@ def test_a_signal_between_two_lives_starts_no_other(fake):
     plan = {"ps": [["serve", "stop:", "signal SIGTERM"]], "coordinator": [[*ALL_UP, "exit 75"]]}
     assert fake.run(plan) == 75
     assert len(fake.lines("start coordinator")) == 1
+
+
+def test_a_signal_while_it_waits_for_the_next_life_ends_the_wait(fake, monkeypatch):
+    patience = Patience(first_delay=60.0, longest_delay=60.0)
+    cluster = fake.cluster({"coordinator": [["exit 75"]]}, patience=patience)
+    pause = cluster._pause
+
+    def signal_and_pause(seconds):
+        if seconds:
+            signal.raise_signal(signal.SIGTERM)
+        pause(seconds)
+
+    monkeypatch.setattr(cluster, "_pause", signal_and_pause)
+    assert cluster.run() == 75
+    assert len(fake.lines("start coordinator")) == 2
 
 
 def test_a_signal_while_servers_start_reaches_the_coordinator(fake, monkeypatch):
