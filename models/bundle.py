@@ -16,9 +16,7 @@ reader that starts from `CURRENT` never sees half a version, whenever the writer
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +24,7 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from pipeline import durable
 from pipeline.schema import InputError
 
 CURRENT: Final = "CURRENT"
@@ -147,13 +146,8 @@ def writing(model: Path) -> Iterator[Path]:
         InputError: If another export to this model is running.
     """
     model.mkdir(parents=True, exist_ok=True)
-    with (model / _LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                f"{model}: another export is writing here; expected one at a time: wait for it"
-            ) from error
+    refusal = f"{model}: another export is writing here; expected one at a time: wait for it"
+    with durable.locked(model / _LOCK, refusal=refusal):
         for leftover in model.glob(f"{_WRITING}*"):
             shutil.rmtree(leftover)
         aside = model / f"{_WRITING}{next_version(model)}"
@@ -176,26 +170,13 @@ def publish(aside: Path, manifest: Manifest) -> Path:
     """
     complete = manifest.model_copy(update={"files": _entries(aside)})
     (aside / MANIFEST).write_text(complete.model_dump_json(indent=2), encoding="utf-8")
-    for path in [*aside.rglob("*"), aside]:
-        _sync(path)
+    durable.sync_tree(aside)
     model = aside.parent
     version = model / manifest.version
     aside.rename(version)
-    _sync(model)
-    pointer = model / f".{CURRENT}"
-    pointer.write_text(f"{manifest.version}\n", encoding="utf-8")
-    _sync(pointer)
-    pointer.replace(model / CURRENT)
-    _sync(model)
+    durable.sync(model)
+    durable.write(model / CURRENT, f"{manifest.version}\n")
     return version
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _entries(version: Path) -> dict[str, FileEntry]:

@@ -5,7 +5,9 @@
                       manifest.json last; and the lock of the run that is being written
 
 A run that is interrupted, or that fails, has changed nothing that a reader sees; the next run
-removes what it left. Running again makes a new run with the same files and replaces the old one.
+removes what it left. The manifest is written when all other files are on the disk, so a power cut
+leaves the former run or the new one, whole. Running again makes a new run with the same files and
+replaces the old one.
 Everything here works on a file system that all of the runner's workers share.
 """
 
@@ -13,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import re
 import shutil
@@ -26,6 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline import durable
 from pipeline import schema as s
 from pipeline.events.json_lines import Reject
 from pipeline.manifest import MANIFEST_NAME, REJECTED_NAME, Manifest, OutputFile
@@ -61,11 +63,16 @@ class Run:
 
         The former run stays until the next one starts, for readers that are in the middle of it.
         """
-        _replace(self.folder / MANIFEST_NAME, manifest.model_dump_json(indent=2).encode() + b"\n")
+        # The files' content was synced by who wrote it, in parallel; here, once, their names.
+        for folder in [*self.folder.glob("*/"), self.folder]:
+            durable.sync(folder)
+        durable.write(self.folder / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n")
         link = self.folder.parent / f"link-{uuid.uuid4().hex}"
         # Relative, so that the output can be moved together with its runs.
         link.symlink_to(Path(self.folder.parent.name) / self.folder.name)
+        durable.sync(self.folder.parent)  # before the output names what is in it
         link.replace(self.output)
+        durable.sync(self.output.parent)
 
 
 @contextlib.contextmanager
@@ -79,15 +86,11 @@ def open_run(output: Path) -> Iterator[Run]:
     _check_output(output)
     runs = output.with_name(f"{output.name}.runs")
     runs.mkdir(parents=True, exist_ok=True)
-    with (runs / "lock").open("wb") as lock:
-        try:
-            # The system drops this lock with the process, however that ends.
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise s.InputError(
-                f"{output}: found another run that is writing there; expected to be the only one:"
-                " wait for it, or give another samples.output"
-            ) from error
+    refusal = (
+        f"{output}: found another run that is writing there; expected to be the only one: wait for"
+        " it, or give another samples.output"
+    )
+    with durable.locked(runs / "lock", refusal=refusal):
         current = output.resolve().name if output.is_symlink() else ""
         numbers = _clean(runs, current)
         folder = runs / f"run-{max(numbers, default=0) + 1:05d}"
@@ -169,14 +172,9 @@ def _write_parquet(path: Path, table: pa.Table) -> str:
     sink = pa.BufferOutputStream()
     # Readers of ranges decode whole row groups: small ones keep that cheap and their caches useful.
     options = {"compression": "zstd", "compression_level": 1, "row_group_size": 65_536}
-    pq.write_table(table, sink, **options)
-    data = sink.getvalue()
-    _replace(path, data)
-    return hashlib.sha256(data).hexdigest()
-
-
-def _replace(path: Path, data: bytes | pa.Buffer) -> None:
+    # A checksum of each page, which `streaming.archive` compares when it decodes one.
+    pq.write_table(table, sink, write_page_checksum=True, **options)
+    data = memoryview(sink.getvalue())
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    aside.write_bytes(data)
-    aside.replace(path)
+    durable.write(path, data, sync_folder=False)  # `Run.commit` syncs the folders
+    return hashlib.sha256(data).hexdigest()

@@ -3,7 +3,7 @@
 Read in the order in which a sample passes: `config`, `source > archive, kafka` (where samples come
 from; records are `pipeline.topics`), `reader > frequency > step > state` (what a worker does
 with a range of them, and what the parameter servers hold), `ledger > coordinator > checkpoint` (who
-decides and who remembers), `cluster` (the processes).
+decides and who remembers; its files are written by `pipeline.durable`), `cluster` (the processes).
 """
 
 import os

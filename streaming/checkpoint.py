@@ -2,27 +2,27 @@
 
 A checkpoint is a folder `checkpoint-00000012`, written under a temporary name and renamed when it
 is whole. In it, each parameter server has written its own shards, and `manifest.json` holds the
-ledger, the fingerprints and the size of every file, by which a damaged checkpoint is found out and
-the one before it used.
+ledger, the fingerprints and the size of every file. A damaged checkpoint is found out, and the one
+before it used: by the sizes, and by the checksum that TensorFlow keeps of every tensor and compares
+when it reads. (A second one of whole files would have training wait while the state is read back.)
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import logging
-import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import tensorflow as tf
 
+from pipeline import durable
 from pipeline.schema import InputError
 from streaming.ledger import Ledger
 
@@ -31,6 +31,12 @@ logger = logging.getLogger(__name__)
 _FOLDER = re.compile(r"checkpoint-(\d{8})$")
 _MANIFEST = "manifest.json"
 _LIVES_BITS = 40
+
+_T = TypeVar("_T")
+
+
+class _DamagedError(Exception):
+    """A checkpoint is not as it was written; the message says how."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -80,25 +86,17 @@ class CheckpointStore:
         Raises:
             InputError: If another coordinator holds the folder.
         """
-        with (self._directory / "coordinator.lock").open("a+") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                lock.seek(0)
-                raise InputError(
-                    f"{self._directory}: another trainer uses this checkpoint directory (process"
-                    f" {lock.read().strip() or 'unknown'}); expected none: stop it, or set another"
-                    " train.directory"
-                ) from error
-            lock.truncate(0)
-            lock.write(f"{os.getpid()}\n")
-            lock.flush()
+        refusal = (
+            f"{self._directory}: another trainer uses this checkpoint directory; expected none:"
+            " stop it, or set another train.directory"
+        )
+        with durable.locked(self._directory / "coordinator.lock", refusal=refusal):
             yield self._next_life() << _LIVES_BITS
 
     def _next_life(self) -> int:
         path = self._directory / "lives"
         life = int(path.read_text()) + 1 if path.exists() else 1
-        _write_durably(path, str(life))
+        durable.write(path, str(life))
         return life
 
     def save(self, checkpoint: tf.train.Checkpoint, ledger: Ledger, *, step: int) -> Path:
@@ -115,8 +113,7 @@ class CheckpointStore:
         text = ledger.to_json()
         checkpoint.write(str(aside / "state"))
         files = {path.name: path.stat().st_size for path in sorted(aside.iterdir())}
-        for path in aside.iterdir():
-            _sync(path)
+        durable.sync_tree(aside)
         manifest = {
             "format": 1,
             "step": step,
@@ -124,37 +121,41 @@ class CheckpointStore:
             "fingerprints": self._fingerprints,
             "files": files,
         }
-        _write_durably(aside / _MANIFEST, json.dumps(manifest, indent=1))
+        durable.write(aside / _MANIFEST, json.dumps(manifest, indent=1))
         final = self._directory / name
         aside.rename(final)
-        _sync(self._directory)
+        durable.sync(self._directory)
         for _, old in _folders(self._directory)[: -self._keep]:
             shutil.rmtree(old)
         return final
 
     def restore(self, checkpoint: tf.train.Checkpoint) -> Ledger | None:
-        """Restores the newest whole checkpoint.
+        """Restores the newest whole checkpoint; one that is found damaged is warned about.
 
         Returns:
             Its ledger, or None if there is no checkpoint.
 
         Raises:
-            InputError: If it belongs to another model or specification.
+            InputError: If it belongs to another model or specification, or all are damaged.
         """
-        found = _newest_whole(self._directory)
-        if found is None:
-            return None
-        folder, manifest = found
+
+        def read(folder: Path, manifest: Mapping[str, Any]) -> Ledger:
+            self._check_fingerprints(folder, manifest["fingerprints"])
+            # What a damaged one has left half read, the one before it writes over.
+            checkpoint.read(str(folder / "state")).assert_consumed()
+            logger.info("restored %s, step %d", folder.name, manifest["step"])
+            return Ledger.from_json(json.dumps(manifest["ledger"]))
+
+        return _read_newest(self._directory, read)
+
+    def _check_fingerprints(self, folder: Path, found: Mapping[str, str]) -> None:
         for name, expected in self._fingerprints.items():
-            if manifest["fingerprints"].get(name) != expected:
+            if found.get(name) != expected:
                 raise InputError(
-                    f"{folder / _MANIFEST}: {name}: found {manifest['fingerprints'].get(name)},"
+                    f"{folder / _MANIFEST}: {name}: found {found.get(name)},"
                     f" expected {expected}: the configuration changed since; go back to it, or"
                     " train in a new train.directory"
                 )
-        checkpoint.read(str(folder / "state")).assert_consumed()
-        logger.info("restored %s, step %d", folder.name, manifest["step"])
-        return Ledger.from_json(json.dumps(manifest["ledger"]))
 
 
 def load_checkpoint(directory: str | Path) -> LoadedCheckpoint:
@@ -163,10 +164,13 @@ def load_checkpoint(directory: str | Path) -> LoadedCheckpoint:
     Raises:
         InputError: If there is none.
     """
-    found = _newest_whole(Path(directory))
-    if found is None:
+    loaded = _read_newest(Path(directory), _load)
+    if loaded is None:
         raise InputError(f"{directory}: found no checkpoint; expected one: run 'headrace train'")
-    folder, manifest = found
+    return loaded
+
+
+def _load(folder: Path, manifest: Mapping[str, Any]) -> LoadedCheckpoint:
     reader = tf.train.load_checkpoint(str(folder / "state"))
     values: dict[str, dict[str, np.ndarray]] = {}
     for key in reader.get_variable_to_shape_map():
@@ -195,20 +199,16 @@ def _folders(directory: Path) -> list[tuple[int, Path]]:
     return sorted((int(match.group(1)), path) for match, path in matches if match)
 
 
-def _newest_whole(directory: Path) -> tuple[Path, dict[str, Any]] | None:
+def _read_newest(directory: Path, read: Callable[[Path, Mapping[str, Any]], _T]) -> _T | None:
+    """Reads the newest checkpoint that is whole; None if there are none at all."""
     folders = _folders(directory)
     for _, folder in reversed(folders):
-        problem = None
         try:
-            manifest: dict[str, Any] = json.loads((folder / _MANIFEST).read_text())
-            sizes = {name: (folder / name).stat().st_size for name in manifest["files"]}
-            wrong = [name for name, size in manifest["files"].items() if sizes[name] != size]
-            problem = f"{wrong} have not the size in the manifest" if wrong else None
-        except (OSError, ValueError, KeyError) as error:
-            problem = str(error)
-        if problem is None:
-            return folder, manifest
-        logger.warning("%s is damaged (%s); trying the one before it", folder, problem)
+            manifest = _whole_manifest(folder)
+            with _damage_found():
+                return read(folder, manifest)
+        except _DamagedError as error:
+            logger.warning("%s is damaged (%s); trying the one before it", folder, error)
     if folders:
         raise InputError(
             f"{directory}: found {len(folders)} checkpoints, all damaged; expected a whole one:"
@@ -217,19 +217,27 @@ def _newest_whole(directory: Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
-def _write_durably(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _whole_manifest(folder: Path) -> dict[str, Any]:
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        manifest: dict[str, Any] = json.loads((folder / _MANIFEST).read_text())
+        sizes = {name: (folder / name).stat().st_size for name in manifest["files"]}
+    except (OSError, ValueError, KeyError) as error:
+        raise _DamagedError(str(error)) from error
+    wrong = [name for name, size in manifest["files"].items() if sizes[name] != size]
+    if wrong:
+        raise _DamagedError(f"{wrong} have not the size in the manifest")
+    return manifest
+
+
+@contextlib.contextmanager
+def _damage_found() -> Iterator[None]:
+    """Tells files that are damaged from a cluster that is: only the first has an older copy."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        # Checksums that differ are DATA_LOSS when a variable is restored, and a bare OpError when
+        # this process reads. A lost parameter server is UNAVAILABLE or ABORTED.
+        damaged = isinstance(error, tf.errors.DataLossError | tf.errors.NotFoundError)
+        if not damaged and type(error) is not tf.errors.OpError:
+            raise
+        raise _DamagedError(error.message.partition("\n")[0][:200]) from error

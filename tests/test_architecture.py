@@ -20,9 +20,9 @@ CONTRACTS = {"pipeline.schema", "pipeline.specification"}
 # What a room may import of the other rooms; itself is always allowed, and `jobs` may import all.
 ALLOWED: dict[str, set[str]] = {
     "pipeline": set(),
-    "models": CONTRACTS,
+    "models": CONTRACTS | {"pipeline.durable"},
     "streaming": CONTRACTS
-    | {"pipeline.topics", "pipeline.manifest"}
+    | {"pipeline.durable", "pipeline.manifest", "pipeline.topics"}
     | {"models.contract", "models.features"},
 }
 # Third parties have homes: a room, or single modules.

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -80,6 +82,37 @@ def test_a_run_is_seen_only_when_it_is_committed(tmp_path) -> None:
             read_manifest(output)
         run.commit(manifest(files))
     assert [file.rows for file in sample_files(output)] == [1]
+
+
+def test_a_manifest_is_written_when_all_it_names_is_on_the_disk(tmp_path, monkeypatch) -> None:
+    steps = []
+    fsync, replace = os.fsync, Path.replace
+
+    def note_sync(descriptor: int) -> None:
+        steps.append(("sync", Path(f"/proc/self/fd/{descriptor}").readlink().name))
+        fsync(descriptor)
+
+    def note_name(path: Path, target: Path) -> Path:
+        steps.append(("name", target.name))
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(Path, "replace", note_name)
+    write_run(tmp_path / "samples", 0)
+    # Content has a name of its own until it is safe.
+    found = [(verb, re.sub(r"\.[0-9a-f]{32}$", "", name)) for verb, name in steps]
+    assert found == [
+        ("sync", ".part-00003.parquet"),
+        ("name", "part-00003.parquet"),
+        ("sync", "dt=2026-01-01"),
+        ("sync", "run-00001"),
+        ("sync", ".manifest.json"),
+        ("name", "manifest.json"),
+        ("sync", "run-00001"),
+        ("sync", "samples.runs"),
+        ("name", "samples"),
+        ("sync", tmp_path.name),
+    ]
 
 
 def test_a_run_that_fails_leaves_the_former_output_and_is_cleaned_by_the_next(tmp_path) -> None:

@@ -118,6 +118,51 @@ def test_a_truncated_newest_checkpoint_is_passed_over(tmp_path, caplog):
         open_store(tmp_path).restore(make_state(2)[1])
 
 
+def flip_a_byte(file: Path, place: int) -> None:
+    data = bytearray(file.read_bytes())
+    data[place] ^= 0x41
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("pattern", ["state.data*", "state.index"])
+@pytest.mark.parametrize(("place", "servers"), [(0, 2), (250, 3)])
+def test_a_checkpoint_with_an_altered_byte_is_passed_over(
+    tmp_path, caplog, pattern, place, servers
+):
+    save(tmp_path, 1)
+    newest = save(tmp_path, 2)
+    flip_a_byte(next(newest.glob(pattern)), place)
+    state, checkpoint = make_state(servers)
+
+    assert open_store(tmp_path).restore(checkpoint).totals.samples == 1
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert f"{newest} is damaged" in caplog.text
+    # Nothing is left of what was read before the damage was met.
+    for array in (state.tables["counter"], state.last_seen, state.mean_gap):
+        assert values(array).ravel().tolist() == list(range(1, 11))
+    assert load_checkpoint(tmp_path).step == 1
+
+
+def test_checkpoints_that_all_have_altered_bytes_are_no_start_from_nothing(tmp_path):
+    for number in (1, 2):
+        flip_a_byte(next(save(tmp_path, number).glob("state.data*")), 20)
+    with pytest.raises(InputError, match="found 2 checkpoints, all damaged"):
+        open_store(tmp_path).restore(make_state(2)[1])
+    with pytest.raises(InputError, match="found 2 checkpoints, all damaged"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_lost_parameter_server_is_no_damage(tmp_path):
+    save(tmp_path, 1)
+
+    class Lost:
+        def read(self, path):
+            raise tf.errors.UnavailableError(None, None, "the server is gone")
+
+    with pytest.raises(tf.errors.UnavailableError):
+        open_store(tmp_path).restore(Lost())
+
+
 def test_a_half_written_checkpoint_is_never_seen_and_swept_away(tmp_path):
     save(tmp_path, 1)
     half = tmp_path / ".checkpoint-00000002"
