@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import itertools
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -15,10 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.manifest import OutputFile, read_manifest
-from pipeline.schema import InputError, check_columns, conform, schema_fingerprint
+from pipeline.schema import InputError, check_columns, conform
 from streaming.source import Partition, Range, ReadResult
 
 TOPIC: Final = "archive"
+
+
+class _GoneError(Exception):
+    """A listed file is not there any more; the message is its path."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -45,6 +49,10 @@ class _File:
     def name(self) -> str:
         return f"{self.entry.path} {self.entry.sha256}"
 
+    @property
+    def content(self) -> str:
+        return f"{self.rows} {self.entry.sha256}"
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Log:
@@ -57,6 +65,11 @@ class _Log:
     def rows(self) -> int:
         return self.row_ends[-1]
 
+    def files_before(self, offset: int) -> tuple[_File, ...]:
+        """Returns the files that have a row before an offset; replays come back to all of them."""
+        starts = (0, *self.row_ends[:-1])
+        return tuple(f for f, start in zip(self.files, starts, strict=True) if start < offset)
+
 
 class ArchiveSource:
     """Replays the output of `headrace samples` as partitions with offsets.
@@ -66,10 +79,21 @@ class ArchiveSource:
     is `offset % rows`, its replay `offset // rows`. Nothing is ever lost or rejected: a file is
     whole or an error.
 
-    Identity: with one replay, a later run may append days, which `end_offsets` then sees, so the
-    identity covers the schema and the files of the oldest day. With several, a new day would move
-    the offsets of every later replay, so the files are listed once and the identity covers them
-    all. Neither covers the number of replays, which may be raised to train on.
+    What may change: a later run may append days, which `end_offsets` then sees, while this process
+    lives or later. With several replays, a new day would move the offsets of every later replay, so
+    the files are listed once in a process's life. Files that were listed stay as they were listed:
+    if a later run has others in their place, `end_offsets` refuses to go on, while reads of the
+    listed ones go on as long as they are there (the run before the current one is kept). Whether
+    the next life may go on with the changed archive is for `identity` to say: it may, if nothing
+    changed before its offsets. It covers neither later files nor the number of replays, which may
+    be raised to train on.
+
+    So append days that are final. The newest day is final only when the join window after it has
+    passed and was in the logs, too: until then, clicks after midnight change the samples of before.
+
+    What is checked: that each file is there, is Parquet, and has the columns and the number of rows
+    of its manifest; when a page is read, its checksum if it has one. The sha256 in the manifest is
+    taken at its word, as what identifies a file: the bytes are not read for it.
 
     Memory: decoded row groups are kept, the last used first, up to `cache_bytes`.
     """
@@ -94,7 +118,7 @@ class ArchiveSource:
         self._schema = schema
         self._replays = replays
         self._groups = _RowGroupCache(schema, cache_bytes)
-        self._opened: dict[Path, _File] = {}
+        self._opened: dict[tuple[Path, OutputFile], _File] = {}
         self._logs = self._list_logs()
 
     def partitions(self) -> Sequence[Partition]:
@@ -110,13 +134,14 @@ class ArchiveSource:
         self._append_new_days()
         return {partition: self._rows(partition) for partition in self.partitions()}
 
-    def identity(self) -> dict[str, str]:
-        """Returns a fingerprint of what the meaning of offsets rests on; see the class."""
-        files = [file for log in self._logs.values() for file in log.files]
-        if self._replays == 1:
-            oldest = min(file.entry.day for file in files)
-            files = [file for file in files if file.entry.day == oldest]
-        lines = [schema_fingerprint(self._schema), *sorted(file.name for file in files)]
+    def identity(self, offsets: Mapping[Partition, int]) -> dict[str, str]:
+        """Returns a fingerprint of the rows before the offsets; days appended leave it the same."""
+        lines = []
+        for partition, offset in sorted(offsets.items()):
+            if partition.topic == TOPIC and offset > 0:
+                log = self._logs.get(partition)
+                files = log.files_before(offset) if log else ()
+                lines += [f"part {partition.number}", *(file.content for file in files)]
         return {TOPIC: hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]}
 
     def read(self, wanted: Range) -> ReadResult:
@@ -128,10 +153,15 @@ class ArchiveSource:
         log = self._log_with(wanted)
         try:
             pieces = list(self._pieces(log, wanted.start, wanted.end))
-        except FileNotFoundError:
-            # Later runs replaced the one that was listed; they have the same files, or are refused.
-            self._list_again()
-            pieces = list(self._pieces(self._log_with(wanted), wanted.start, wanted.end))
+        except _GoneError:
+            self._find_again()
+            try:
+                pieces = list(self._pieces(self._logs[wanted.partition], wanted.start, wanted.end))
+            except _GoneError as error:
+                raise InputError(
+                    f"{error}: found no file any more, and no other of its name and sha256 in"
+                    f" {self._directory}; expected each sample file for as long as it is read"
+                ) from error
         samples = pa.concat_tables(pieces) if pieces else self._schema.empty_table()
         return ReadResult(samples=samples, rejects=(), lost=0)
 
@@ -179,13 +209,29 @@ class ArchiveSource:
         for partition, log in self._logs.items():
             before = [file.name for file in log.files]
             now = [file.name for file in logs[partition].files] if partition in logs else []
-            if now[: len(before)] != before or (self._replays > 1 and now != before):
+            if now[: len(before)] != before:
                 raise InputError(
-                    f"{self._directory}: part {partition.number}: found other files than before;"
-                    f" expected {'new days only' if self._replays == 1 else 'no change'} after"
-                    f" {log.files[-1].entry.path}, since offsets count rows from the oldest day"
+                    f"{self._directory}: topic {TOPIC!r}, part {partition.number}: found other"
+                    " files than those that were listed; expected new days only, after"
+                    f" {log.files[-1].entry.path}, since offsets count rows from the oldest day:"
+                    " append days that are final. Started again, training goes on if nothing"
+                    " changed before its offsets"
                 )
         self._logs = logs
+
+    def _find_again(self) -> None:
+        """Finds listed files that are gone in the current run, which replaced the listed one."""
+        run = self._directory.resolve()
+        entries = {(e.path, e.sha256): e for e in read_manifest(run).files}
+
+        def found(file: _File) -> _File:
+            same = entries.get((file.entry.path, file.entry.sha256))
+            return file if same is None or file.path.exists() else self._open(run, same)
+
+        self._logs = {
+            partition: dataclasses.replace(log, files=tuple(found(file) for file in log.files))
+            for partition, log in self._logs.items()
+        }
 
     def _list_logs(self) -> dict[Partition, _Log]:
         # Past the link, once: a run that ends meanwhile does not change what is read here.
@@ -199,6 +245,8 @@ class ArchiveSource:
                 f"{self._directory}: found no samples; expected at least one: were all events"
                 " rejected, or outside the labels of the specification?"
             )
+        listed = itertools.chain.from_iterable(numbered.values())
+        self._opened = {(file.path, file.entry): file for file in listed}  # forgets former runs'
         return {
             Partition(TOPIC, number): _Log(
                 files=tuple(files),
@@ -209,9 +257,9 @@ class ArchiveSource:
 
     def _open(self, run: Path, entry: OutputFile) -> _File:
         path = run / entry.path
-        if path not in self._opened:
-            self._opened[path] = _open_file(path, entry, self._schema)
-        return self._opened[path]
+        if (path, entry) not in self._opened:
+            self._opened[path, entry] = _open_file(path, entry, self._schema)
+        return self._opened[path, entry]
 
 
 def _open_file(path: Path, entry: OutputFile, schema: pa.Schema) -> _File:
@@ -234,11 +282,11 @@ class _RowGroupCache:
         self._schema = schema
         self._max_bytes = max_bytes
         self._bytes = 0
-        self._tables: OrderedDict[tuple[Path, int], pa.Table] = OrderedDict()
+        self._tables: OrderedDict[tuple[Path, str, int], pa.Table] = OrderedDict()
 
     def get(self, file: _File, group: int) -> pa.Table:
         """Returns a row group with the columns of the schema."""
-        key = (file.path, group)
+        key = (file.path, file.entry.sha256, group)
         if key in self._tables:
             self._tables.move_to_end(key)
             return self._tables[key]
@@ -255,10 +303,15 @@ class _RowGroupCache:
 
     def _decode(self, file: _File, group: int) -> pa.Table:
         try:
-            with pq.ParquetFile(file.path, metadata=file.metadata, memory_map=True) as parquet:
+            with pq.ParquetFile(
+                file.path,
+                metadata=file.metadata,
+                memory_map=True,
+                page_checksum_verification=True,
+            ) as parquet:
                 table = parquet.read_row_group(group, columns=self._schema.names)
-        except FileNotFoundError:
-            raise
+        except FileNotFoundError as error:
+            raise _GoneError(file.path) from error
         except (pa.ArrowException, OSError) as error:
             raise _unreadable(file.path, error) from error
         # One chunk per column, so that a range inside the group is a slice without copies.

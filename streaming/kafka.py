@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Final
 
 import pyarrow as pa
@@ -75,8 +75,13 @@ class KafkaSource:
             for number in sorted(part["partition_index"] for part in topic["partitions"])
         ]
 
-    def identity(self) -> dict[str, str]:
-        """Returns the id of each topic: one that is deleted and created again has another."""
+    def identity(self, offsets: Mapping[Partition, int]) -> dict[str, str]:
+        """Returns the id of each topic: one that is deleted and created again has another.
+
+        Args:
+            offsets: Not looked at. What was written once stays, or is deleted by retention.
+        """
+        del offsets
         return {topic["name"]: str(topic["topic_id"]) for topic in self._describe()}
 
     def start_offsets(self) -> dict[Partition, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import pyarrow as pa
@@ -80,11 +80,12 @@ class Source(Protocol):
     def end_offsets(self) -> dict[Partition, int]:
         """Returns the offset after the last record that can be read now, per partition."""
 
-    def identity(self) -> dict[str, str]:
-        """Returns what must stay equal for stored offsets to stay meaningful, by topic.
+    def identity(self, offsets: Mapping[Partition, int]) -> dict[str, str]:
+        """Returns what must stay equal for these offsets to stay meaningful, by topic.
 
-        For Kafka, the topic's id (a topic deleted and created again has another); for an archive,
-        a fingerprint of its files.
+        It is stored with offsets, and compared with what the same offsets give later. For Kafka,
+        the topic's id (a topic deleted and created again has another), whatever the offsets; for
+        an archive, a fingerprint of the files up to them.
         """
 
     def read(self, wanted: Range) -> ReadResult:

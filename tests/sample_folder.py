@@ -21,7 +21,9 @@ def write_samples(
     for (day, part), table in tables.items():
         path = f"dt={day}/part-{part:05}.parquet"
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, folder / path, row_group_size=row_group_size)
+        pq.write_table(
+            table, folder / path, row_group_size=row_group_size, write_page_checksum=True
+        )
         sha256 = hashlib.sha256((folder / path).read_bytes()).hexdigest()
         files.append(OutputFile(path=path, day=day, part=part, rows=len(table), sha256=sha256))
     manifest = Manifest(

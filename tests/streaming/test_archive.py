@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.schema import InputError, SchemaMismatchError
@@ -107,15 +107,19 @@ def test_columns_come_in_the_order_and_encoding_of_the_schema(tmp_path: Path) ->
     assert read.equals(samples(1, 5))
 
 
+AT_END = {PART_0: 3, PART_3: 16}
+
+
 def test_a_new_day_is_seen_and_keeps_the_identity(directory: Path) -> None:
     source = ArchiveSource(directory, SCHEMA)
-    before = source.identity()
+    before = source.identity(AT_END)
 
     write_samples(directory, DAYS | {("2026-01-03", 3): samples(16, 20)})
 
     assert source.end_offsets()[PART_3] == 20
     assert items(source, PART_3, 14, 18) == [14, 15, 16, 17]
-    assert source.identity() == before == ArchiveSource(directory, SCHEMA).identity()
+    assert source.identity(AT_END) == before
+    assert ArchiveSource(directory, SCHEMA).identity(AT_END) == before
 
 
 def test_a_reader_sees_a_day_that_came_after_it_was_made(directory: Path) -> None:
@@ -127,42 +131,92 @@ def test_a_reader_sees_a_day_that_came_after_it_was_made(directory: Path) -> Non
     assert items(reader, Partition("archive", 5), 0, 1) == [50]
 
 
-def test_a_day_in_the_past_is_refused_as_it_would_move_the_offsets(directory: Path) -> None:
-    source = ArchiveSource(directory, SCHEMA)
-    write_samples(directory, DAYS | {("2026-01-01", 0): samples(98, 100)})
-    with pytest.raises(InputError, match=r"part 0: .* expected new days only after dt=2026-01-02"):
-        source.end_offsets()
-
-
-def alter_the_oldest_day(directory: Path) -> None:
-    write_samples(directory, DAYS | {("2026-01-01", 3): samples(1, 11)})
-
-
-def add_a_day(directory: Path) -> None:
-    write_samples(directory, DAYS | {("2026-01-09", 3): samples(0, 1)})
+EARLIER_DAY = DAYS | {("2026-01-01", 0): samples(98, 100)}
+LATER_DAY = DAYS | {("2026-01-03", 3): samples(16, 20)}
+OLDEST_DAY_REWRITTEN = DAYS | {("2026-01-01", 3): samples(1, 11)}
+NEWEST_DAY_REWRITTEN = DAYS | {("2026-01-02", 3): samples(30, 36)}
+NEWEST_DAY_LONGER = LATER_DAY | {("2026-01-02", 3): samples(10, 17)}
+WITHOUT_PART_3 = {("2026-01-02", 0): samples(100, 103)}
 
 
 @pytest.mark.parametrize(
-    ("replays", "change", "same"),
+    ("changed", "part"),
     [
-        (1, add_a_day, True),
-        (1, alter_the_oldest_day, False),
-        (2, add_a_day, False),
-        (2, alter_the_oldest_day, False),
+        (EARLIER_DAY, 0),
+        (OLDEST_DAY_REWRITTEN, 3),
+        (NEWEST_DAY_REWRITTEN, 3),
+        (NEWEST_DAY_LONGER, 3),
+        (WITHOUT_PART_3, 3),
     ],
 )
-def test_identity_changes_when_offsets_lose_their_meaning(
-    directory: Path, replays: int, change: Callable[[Path], None], same: bool
+def test_listed_files_that_a_later_run_changed_end_a_follower(
+    directory: Path, changed: dict[tuple[str, int], pa.Table], part: int
 ) -> None:
-    before = ArchiveSource(directory, SCHEMA, replays=replays).identity()
-    change(directory)
-    after = ArchiveSource(directory, SCHEMA, replays=replays).identity()
+    source = ArchiveSource(directory, SCHEMA)
+    write_samples(directory, changed)
+    with pytest.raises(InputError, match=rf"topic 'archive', part {part}: .* new days only, after"):
+        source.end_offsets()
+
+
+@pytest.mark.parametrize(
+    ("changed", "offset", "same"),
+    [
+        # Part 3 has rows 0..9 on the first day, 10..15 on the second.
+        (DAYS, 16, True),
+        (LATER_DAY, 16, True),
+        (EARLIER_DAY, 16, True),  # in part 0, of which nothing was read
+        (OLDEST_DAY_REWRITTEN, 0, True),
+        (OLDEST_DAY_REWRITTEN, 1, False),
+        (NEWEST_DAY_REWRITTEN, 10, True),
+        (NEWEST_DAY_REWRITTEN, 11, False),
+        (NEWEST_DAY_LONGER, 10, True),
+        (NEWEST_DAY_LONGER, 11, False),
+        (WITHOUT_PART_3, 1, False),
+    ],
+)
+@pytest.mark.parametrize("replays", [1, 2])
+def test_identity_changes_with_the_rows_before_the_offsets(
+    directory: Path,
+    changed: dict[tuple[str, int], pa.Table],
+    offset: int,
+    same: bool,
+    replays: int,
+) -> None:
+    offsets = {PART_0: 0, PART_3: offset}
+    before = ArchiveSource(directory, SCHEMA, replays=replays).identity(offsets)
+    write_samples(directory, changed)
+    after = ArchiveSource(directory, SCHEMA, replays=replays).identity(offsets)
     assert (after == before) is same
 
 
+@pytest.mark.parametrize(("offset", "same"), [(16, True), (17, False)])
+def test_a_new_day_moves_the_offsets_of_later_replays(
+    directory: Path, offset: int, same: bool
+) -> None:
+    before = ArchiveSource(directory, SCHEMA, replays=2).identity({PART_3: offset})
+    write_samples(directory, LATER_DAY)
+    after = ArchiveSource(directory, SCHEMA, replays=2).identity({PART_3: offset})
+    assert (after == before) is same
+
+
+def test_a_life_does_not_see_new_days_when_it_replays(directory: Path) -> None:
+    source = ArchiveSource(directory, SCHEMA, replays=2)
+    write_samples(directory, LATER_DAY)
+    assert source.end_offsets() == {PART_0: 6, PART_3: 32}
+
+
 def test_more_replays_keep_the_identity(directory: Path) -> None:
-    identities = [ArchiveSource(directory, SCHEMA, replays=n).identity() for n in (2, 5)]
-    assert identities[0] == identities[1]
+    identities = [ArchiveSource(directory, SCHEMA, replays=n).identity(AT_END) for n in (1, 2, 5)]
+    assert len({str(identity) for identity in identities}) == 1
+
+
+def test_parts_with_each_others_files_have_another_identity(tmp_path: Path) -> None:
+    day, first, second = "2026-01-01", samples(0, 5), samples(5, 10)
+    offsets = {PART_0: 5, PART_3: 5}
+    write_samples(tmp_path, {(day, 0): first, (day, 3): second})
+    before = ArchiveSource(tmp_path, SCHEMA).identity(offsets)
+    write_samples(tmp_path, {(day, 0): second, (day, 3): first})
+    assert ArchiveSource(tmp_path, SCHEMA).identity(offsets) != before
 
 
 def test_a_missing_and_a_retyped_column_are_named_with_their_file(directory: Path) -> None:
@@ -196,6 +250,18 @@ def test_a_file_cut_after_it_was_listed_is_named(directory: Path) -> None:
         source.read(Range(PART_3, 10, 12))
 
 
+def test_a_page_whose_bytes_changed_is_named(directory: Path) -> None:
+    source = ArchiveSource(directory, SCHEMA)
+    path = directory / "dt=2026-01-01" / "part-00003.parquet"
+    column = pq.ParquetFile(path).metadata.row_group(1).column(1)
+    data = bytearray(path.read_bytes())
+    data[column.data_page_offset + column.total_compressed_size // 2] ^= 1
+    path.write_bytes(data)
+    assert items(source, PART_3, 0, 4) == [0, 1, 2, 3]
+    with pytest.raises(InputError, match=rf"{path}: found a file that is not readable"):
+        source.read(Range(PART_3, 4, 8))
+
+
 def test_a_file_with_other_rows_than_its_manifest_is_named(directory: Path) -> None:
     path = directory / "dt=2026-01-01" / "part-00003.parquet"
     path.write_bytes((directory / "dt=2026-01-02" / "part-00003.parquet").read_bytes())
@@ -208,21 +274,49 @@ def test_a_folder_without_a_whole_run_says_what_to_do(tmp_path: Path) -> None:
         ArchiveSource(tmp_path, SCHEMA)
 
 
+def replace_run(directory: Path, tables: dict[tuple[str, int], pa.Table]) -> None:
+    """Makes `directory` a link to a new run, and removes the run that it was a link to."""
+    former = directory.resolve() if directory.is_symlink() else None
+    run = directory.with_name(f"{directory.name}-{'b' if former else 'a'}")
+    write_samples(run, tables)
+    directory.unlink(missing_ok=True)
+    directory.symlink_to(run.name)
+    if former:
+        shutil.rmtree(former)
+
+
 @pytest.mark.parametrize("replays", [1, 2])
-def test_a_run_that_replaces_the_listed_one_with_the_same_files_is_read_on(
-    tmp_path: Path, replays: int
+@pytest.mark.parametrize("run", [DAYS, LATER_DAY, NEWEST_DAY_LONGER])
+def test_a_listed_file_is_found_in_the_run_that_replaced_its_own(
+    tmp_path: Path, replays: int, run: dict[tuple[str, int], pa.Table]
 ) -> None:
-    for run in ("run-1", "run-2"):
-        write_samples(tmp_path / run, DAYS)
-    link = tmp_path / "samples"
-    link.symlink_to("run-1")
-    source = ArchiveSource(link, SCHEMA, replays=replays)
+    replace_run(tmp_path / "samples", DAYS)
+    source = ArchiveSource(tmp_path / "samples", SCHEMA, replays=replays)
     assert items(source, PART_3, 0, 2) == [0, 1]
 
-    link.unlink()
-    link.symlink_to("run-2")
-    shutil.rmtree(tmp_path / "run-1")
+    replace_run(tmp_path / "samples", run)
 
+    assert items(source, PART_3, 4, 10) == [4, 5, 6, 7, 8, 9]
+    if replays == 2:
+        assert items(source, PART_3, 16, 20) == [0, 1, 2, 3]  # still the second pass
+
+
+def test_a_listed_file_that_no_run_has_any_more_is_named(tmp_path: Path) -> None:
+    replace_run(tmp_path / "samples", DAYS)
+    source = ArchiveSource(tmp_path / "samples", SCHEMA)
+    replace_run(tmp_path / "samples", NEWEST_DAY_REWRITTEN)
+    path = tmp_path / "samples-a" / "dt=2026-01-02" / "part-00003.parquet"
+    with pytest.raises(InputError, match=rf"{path}: found no file any more"):
+        source.read(Range(PART_3, 8, 12))
+
+
+def test_listed_files_are_read_on_while_they_are_there(tmp_path: Path) -> None:
+    write_samples(tmp_path / "one", DAYS)
+    (tmp_path / "samples").symlink_to("one")
+    source = ArchiveSource(tmp_path / "samples", SCHEMA)
+    write_samples(tmp_path / "two", NEWEST_DAY_REWRITTEN)
+    (tmp_path / "samples").unlink()
+    (tmp_path / "samples").symlink_to("two")
     assert items(source, PART_3, 8, 12) == [8, 9, 10, 11]
 
 

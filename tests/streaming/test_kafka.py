@@ -103,7 +103,7 @@ def test_partitions_offsets_and_identity_come_from_the_broker(
     assert source.start_offsets() == {first: 0, second: 0, third: 0}
     assert source.end_offsets() == {first: 0, second: 2, third: 0}
     ids = {entry["name"]: entry["topic_id"] for entry in admin.describe_topics([topic, other])}
-    assert source.identity() == ids
+    assert source.identity({}) == source.identity({second: 2}) == ids
     source.close()
 
 
@@ -222,13 +222,13 @@ def test_records_that_retention_deleted_are_counted_as_lost(
 def test_a_topic_made_anew_has_another_identity_and_refuses_old_offsets(
     kafka: str, ten: str, source: KafkaSource, admin: KafkaAdminClient
 ) -> None:
-    before = source.identity()
+    before = source.identity({})
     admin.delete_topics([ten])
     wait_until(lambda: ten not in admin.list_topics())
     create(admin, ten)
     produce(kafka, ten, (0, samples(1)))
 
-    assert source.identity() != before
+    assert source.identity({}) != before
     with pytest.raises(InputError, match="found offsets 0 to 1; expected records from 8 on"):
         read_items(source, ten, 8, 10)
 
