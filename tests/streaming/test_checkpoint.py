@@ -40,9 +40,8 @@ def values(array) -> np.ndarray:
 def fill(state: ServerState, number: float) -> None:
     """Row r of every sharded array becomes number + r."""
     for array in (state.tables["counter"], state.last_seen, state.mean_gap):
-        for shard, variable in enumerate(array.variables):
-            start = number + shard * array.rows_per_shard
-            rows = np.arange(start, start + int(variable.shape[0]))
+        for start, variable in zip(array.starts, array.variables, strict=True):
+            rows = number + np.arange(start, start + int(variable.shape[0]))
             variable.assign(rows.reshape(variable.shape).astype(variable.dtype.as_numpy_dtype))
     state.weights["batches"].assign([number])
     for clock in state.clocks:
