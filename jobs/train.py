@@ -34,7 +34,6 @@ from jobs.settings import EXIT_DONE, EXIT_RETRY, add_config_arguments, load_sett
 from models.config import TwoTowerConfig
 from pipeline.schema import InputError, schema_fingerprint
 from pipeline.specification import Specification
-from streaming.archive import ArchiveSource
 from streaming.cluster import (
     ROLES,
     Topology,
@@ -43,7 +42,8 @@ from streaming.cluster import (
     topology_from_environment,
 )
 from streaming.config import ArchiveConfig, TrainConfig
-from streaming.kafka import KafkaSource
+from streaming.sources.archive import ArchiveSource
+from streaming.sources.kafka import KafkaSource
 
 if TYPE_CHECKING:
     from models.contract import Model
@@ -131,7 +131,7 @@ def _run_local(arguments: argparse.Namespace) -> int:
     command = [sys.executable, "-m", "jobs.train", "--config", str(arguments.config)]
     for override in arguments.overrides:
         command += ["--set", override]
-    return LocalCluster(command, config.cluster).run()
+    return LocalCluster(command, config.cluster, directory=config.directory).run()
 
 
 def open_source(config: TrainConfig, specification: Specification) -> Source:

@@ -172,7 +172,7 @@ def _write_parquet(path: Path, table: pa.Table) -> str:
     sink = pa.BufferOutputStream()
     # Readers of ranges decode whole row groups: small ones keep that cheap and their caches useful.
     options = {"compression": "zstd", "compression_level": 1, "row_group_size": 65_536}
-    # A checksum of each page, which `streaming.archive` compares when it decodes one.
+    # A checksum of each page, which `streaming.sources.archive` compares when it decodes one.
     pq.write_table(table, sink, write_page_checksum=True, **options)
     data = memoryview(sink.getvalue())
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from streaming.kafka import KafkaSourceConfig
+from streaming.sources.kafka import KafkaSourceConfig
 
 
 class _Section(BaseModel):

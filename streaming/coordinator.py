@@ -176,7 +176,7 @@ class Coordinator:
         self._progress.since = time.monotonic()
         for thread in self._threads:
             thread.start()
-        saved_at, saved_records = time.monotonic(), -1
+        saved_at, saved_records = time.monotonic(), self._ledger.totals.records
         while not self._finished():
             with self._changed:
                 self._changed.wait(_TICK_SECONDS)
@@ -188,7 +188,7 @@ class Coordinator:
             if due and self._ledger.totals.records != saved_records:
                 self._save()
                 saved_at, saved_records = time.monotonic(), self._ledger.totals.records
-        if self._ledger.totals.records != saved_records or self._in_flight:
+        if self._ledger.totals.records != saved_records or self._in_flight or not saved_records:
             self._save()
         self._write_metrics()
 

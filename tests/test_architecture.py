@@ -31,7 +31,7 @@ HOMES = {
     "tensorflow": {"models", "streaming", "jobs"},
     "tensorflow_recommenders": {"models", "jobs"},
     "tf_keras": {"models", "streaming", "jobs"},
-    "kafka": {"pipeline.publish", "streaming.kafka"},
+    "kafka": {"pipeline.publish", "streaming.sources.kafka"},
     "dask": {"pipeline", "jobs"},
     "distributed": {"pipeline", "jobs"},
     "duckdb": {"jobs.bench"},
@@ -197,7 +197,7 @@ def test_a_planted_import_is_found(tmp_path: Path, file: str, source: str) -> No
     [
         ("streaming/a.py", "from pipeline.schema import USER_ID\nfrom models import contract"),
         ("streaming/a.py", "from pipeline import schema as s"),
-        ("streaming/kafka.py", "from kafka import KafkaConsumer"),
+        ("streaming/sources/kafka.py", "from kafka import KafkaConsumer"),
         ("pipeline/publish.py", "import kafka"),
         ("models/a.py", "from pipeline.specification import Specification\nimport tensorflow"),
         ("jobs/a.py", "from pipeline import read\nfrom models import two_tower"),

@@ -175,9 +175,10 @@ def launch(config: str) -> int:
     from jobs.local import LocalCluster
     from streaming.config import ClusterConfig
 
-    cluster = yaml.safe_load(Path(config).read_text())["train"]["cluster"]
+    train = yaml.safe_load(Path(config).read_text())["train"]
     command = [sys.executable, "-m", "jobs.bench.stream_process", "--config", config]
-    return LocalCluster(command, ClusterConfig(**cluster)).run()
+    cluster = ClusterConfig(**train["cluster"])
+    return LocalCluster(command, cluster, directory=train["directory"]).run()
 
 
 def _one_process(samples: Path, size: int, count: int) -> float:

@@ -19,9 +19,9 @@ from models.contract import FeatureValue
 from models.features import arrow_features
 from models.two_tower import TwoTower
 from streaming import frequency as freq
-from streaming.archive import ArchiveSource
 from streaming.config import FrequencyConfig
 from streaming.source import Range
+from streaming.sources.archive import ArchiveSource
 from streaming.state import ServerState, Shards
 from streaming.step import Handles, MiniBatches, bucket_numbers
 

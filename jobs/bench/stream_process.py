@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 
 from jobs.main import run_job
 from jobs.train import TrainingProcess, argument_parser, run_role
-from streaming.archive import ArchiveSource
 from streaming.source import Partition, Range, ReadResult, Source
+from streaming.sources.archive import ArchiveSource
 
 
 class MemorySource:

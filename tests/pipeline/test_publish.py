@@ -12,8 +12,8 @@ from kafka.admin import ConfigResource
 from pipeline.publish import PublishConfig, publish
 from pipeline.schema import InputError, SchemaMismatchError
 from pipeline.topics.connection import BrokerUnavailableError
-from streaming.kafka import KafkaSource, KafkaSourceConfig
 from streaming.source import Range
+from streaming.sources.kafka import KafkaSource, KafkaSourceConfig
 from tests.sample_folder import write_samples
 
 SCHEMA = pa.schema([("user_id", pa.int64()), ("item_id", pa.int64())])

@@ -235,7 +235,7 @@ def test_too_many_rejects_end_the_run_before_a_save_hides_them(run):
     run.source.rejected = set(range(0, 200, 20))  # 10 of 200 in each partition: 5%
     with pytest.raises(InputError, match=r"rejected and 0 lost of all .*expected at most 1.00%"):
         run.coordinator().run()
-    assert run.coordinator(max_reject_share=0.06).run().totals.rejects == 20
+    assert run.coordinator(max_reject_share=0.2).run().totals.rejects == 20
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_unsaved(run):

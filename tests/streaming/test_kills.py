@@ -122,8 +122,9 @@ def launch(config: str) -> int:
 
     _set_up_logging()
     command = [sys.executable, "-m", "tests.streaming.counting_run", "--config", config]
-    cluster = yaml.safe_load(Path(config).read_text())["train"]["cluster"]
-    return LocalCluster(command, ClusterConfig(**cluster)).run()
+    train = yaml.safe_load(Path(config).read_text())["train"]
+    cluster = ClusterConfig(**train["cluster"])
+    return LocalCluster(command, cluster, directory=train["directory"]).run()
 
 
 def _write_counted_samples(folder: Path) -> None:

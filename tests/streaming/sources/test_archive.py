@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.schema import InputError, SchemaMismatchError
-from streaming.archive import ArchiveSource
 from streaming.source import Partition, Range
+from streaming.sources.archive import ArchiveSource
 from tests.sample_folder import write_samples
 
 SCHEMA = pa.schema(

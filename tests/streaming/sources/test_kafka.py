@@ -13,8 +13,8 @@ from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 
 from pipeline.schema import InputError, SchemaMismatchError
 from pipeline.topics.record import encode
-from streaming.kafka import KafkaSource, KafkaSourceConfig
 from streaming.source import Partition, Range, SourceUnavailableError
+from streaming.sources.kafka import KafkaSource, KafkaSourceConfig
 from tests.kafka.broker import Broker
 
 pytestmark = pytest.mark.kafka

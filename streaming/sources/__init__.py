@@ -1,0 +1,1 @@
+"""Where samples come from: sample files (`archive`), or Kafka topics (`kafka`)."""
