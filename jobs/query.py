@@ -33,14 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     specification = Specification.model_validate(manifest.specification)
     scenario = _scenario(manifest, arguments.scenario)
     user = _user(pq.read_table(version / QUERIES), arguments.user)
-    if SCENARIO in user.column_names:
-        user = _with_scenario(user, scenario)
-    seen = set(user.column(HISTORY_ITEM_ID)[0].as_py() or [])
-    results = [
-        (item, score)
-        for item, score in _retrieve(version, specification, scenario=scenario, user=user)
-        if item not in seen
-    ]
+    results = retrieve_new(version, specification, scenario=scenario, user=user)
     if arguments.k > len(results):
         raise InputError(
             f"--k: found {arguments.k}; expected at most {len(results)}, the number of results that"
@@ -54,11 +47,38 @@ def main(argv: Sequence[str] | None = None) -> int:
             _result_table(
                 results[: arguments.k],
                 titles,
-                caption=f"user {arguments.user}, {scenario}, {manifest.model} {manifest.version}",
+                caption=f"user {arguments.user}, {scenario}, {manifest.model} {manifest.version};"
+                " items of the history are left out",
             ),
         )
     )
     return EXIT_DONE
+
+
+def retrieve_new(
+    version: Path, specification: Specification, *, scenario: str, user: pa.Table
+) -> list[tuple[Any, float]]:
+    """Asks a bundle as any program would, by its SavedModel; leaves out the user's history.
+
+    Args:
+        version: Folder of a version of a bundle.
+        specification: That of its manifest.
+        scenario: Whose items are asked for.
+        user: The user's one row of the bundle's queries.
+
+    Returns:
+        Item and score of all results, best first.
+    """
+    if SCENARIO in user.column_names:
+        user = _with_scenario(user, scenario)
+    seen = set(latest_history(user))
+    found = _retrieve(version, specification, scenario=scenario, user=user)
+    return [(item, score) for item, score in found if item not in seen]
+
+
+def latest_history(user: pa.Table) -> list[Any]:
+    """Returns the distinct items of a user's history, latest first."""
+    return list(dict.fromkeys(reversed(user.column(HISTORY_ITEM_ID)[0].as_py() or [])))
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -142,7 +162,7 @@ def _history_table(user: pa.Table, titles: dict[Any, str]) -> Table:
     table = Table(title="recent history, latest first")
     for heading in ("item", "title"):
         table.add_column(heading)
-    for item in reversed(user.column(HISTORY_ITEM_ID)[0].as_py() or []):
+    for item in latest_history(user):
         table.add_row(str(item), titles.get(item) or "")
     return table
 

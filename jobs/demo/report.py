@@ -209,7 +209,7 @@ def write_report(report: Report, path: Path) -> None:
         lstrip_blocks=True,
     )
     environment.filters["thousands"] = lambda number: f"{number:,}"
-    environment.filters["decimal"] = lambda number, places=4: f"{number:.{places}f}"
+    environment.filters["decimal"] = lambda number, places=3: f"{number:.{places}f}"
     template = environment.get_template("report.html.j2")
     path.write_text(template.render(report=report, figures=figures(report)), encoding="utf-8")
 

@@ -14,12 +14,10 @@ import pyarrow.parquet as pq
 import tensorflow as tf
 
 from jobs.demo.report import Frequencies, QueryExample
-from models.bundle import CANDIDATES, QUERIES, SCORE, read_manifest, resolve_version
-from models.config import TwoTowerConfig
+from jobs.query import latest_history, retrieve_new
+from models.bundle import CANDIDATES, QUERIES, read_manifest, resolve_version
 from models.evaluate import Questions, questions
-from models.features import signature_inputs
 from models.index import latest_items
-from models.two_tower import TwoTower
 from pipeline.schema import HISTORY_ITEM_ID, ITEM_ID, SCENARIO, TIMESTAMP_MS, USER_ID
 from pipeline.specification import Specification
 from streaming.checkpoint import load_checkpoint
@@ -134,19 +132,13 @@ def example_user(model: Path) -> tuple[int, str]:
 
 
 def ask(model: Path, user: int, scenario: str, *, num_answers: int = 10) -> QueryExample:
-    """Asks an exported model as any program would: its SavedModel, its tables."""
+    """Asks an exported model for a user's new items, as `headrace query` does."""
     version = resolve_version(model)
     manifest = read_manifest(version)
+    specification = Specification.model_validate(manifest.specification)
     users = pq.read_table(version / QUERIES)
     row = users.filter(pc.equal(users.column(USER_ID), user))
-    place = row.schema.get_field_index(SCENARIO)
-    row = row.set_column(place, SCENARIO, pa.array([scenario], pa.string()))
-    inputs = TwoTower(
-        Specification.model_validate(manifest.specification),
-        TwoTowerConfig.model_validate(manifest.config),
-    ).query_inputs
-    served = tf.saved_model.load(str(version / "retrieval" / scenario))
-    found = served.signatures["retrieval"](**signature_inputs(row, inputs))
+    answers = retrieve_new(version, specification, scenario=scenario, user=row)
     items = {
         item["item_id"]: item
         for name in manifest.scenarios
@@ -154,17 +146,14 @@ def ask(model: Path, user: int, scenario: str, *, num_answers: int = 10) -> Quer
             version / "index" / name / CANDIDATES, columns=[ITEM_ID, "title", "genres"]
         ).to_pylist()
     }
-    answers = zip(found[ITEM_ID][0].numpy(), found[SCORE][0].numpy(), strict=True)
     profile = row.to_pylist()[0]
     return QueryExample(
         user=f"User {user}, {profile['age']}, {profile['gender']}, {profile['occupation']}",
         scenario=scenario,
-        history=[
-            items[item]["title"] for item in reversed(profile[HISTORY_ITEM_ID]) if item in items
-        ],
+        history=[items[item]["title"] for item in latest_history(row) if item in items],
         answers=[
-            (items[item]["title"], ", ".join(items[item]["genres"]), float(score))
-            for item, score in list(answers)[:num_answers]
+            (items[item]["title"], ", ".join(items[item]["genres"]), score)
+            for item, score in answers[:num_answers]
         ],
     )
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from jobs.main import run_job
-from jobs.query import main
+from jobs.query import latest_history, main
 from models.export import Trained, export_bundle
 from models.index import collect_candidates, collect_queries, vectors
 from tests.models import toy
@@ -60,6 +60,7 @@ def test_prints_the_best_new_items_with_titles_and_the_history(
     samples = [row for row in toy.samples().to_pylist() if row["user_id"] == 3]
     latest = [row["item_id"] for row in samples[:-4:-1]]  # three are kept, the last one first
     assert rows_of(history) == [[str(item), f"Title {item}"] for item in latest]
+    assert "history are left out" in " ".join(results.split())
     found = rows_of(results)
     expected = best_items(3, "home")[:3]
     assert [row[:3] for row in found] == [
@@ -75,6 +76,14 @@ def test_scenario_chooses_the_index(bundle: Path, capsys: pytest.CaptureFixture[
     assert main(arguments) == 0
     found = rows_of(capsys.readouterr().out.partition("retrieved")[2])
     assert [int(row[1]) for row in found] == best_items(3, "search")[:2]
+
+
+def test_history_is_distinct_and_latest_first() -> None:
+    user = pa.table({"history_item_id": [[5, 9, 5, 2, 9, 9]]})
+    assert latest_history(user) == [9, 2, 5]
+    assert (
+        latest_history(pa.table({"history_item_id": pa.array([None], pa.list_(pa.int64()))})) == []
+    )
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,7 @@ def test_the_whole_demo_runs_and_adds_up_and_runs_again(tmp_path: Path) -> None:
     assert sum(report.rejects.values()) == report.planted > 0
     assert report.query is not None
     assert len(report.query.answers) == 10
+    assert not {title for title, _, _ in report.query.answers} & set(report.query.history)
     assert report.frequencies.true.shape == report.frequencies.estimated.shape
     assert len(set(report.frequencies.estimated.tolist())) > 1
     page = (output / "report.html").read_text(encoding="utf-8")
