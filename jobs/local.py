@@ -123,12 +123,8 @@ class LocalCluster:
             patience: When to give up.
         """
         self._command = list(command)
-        addresses = list(free_addresses(1 + config.workers + config.parameter_servers))
-        self._topology = Topology(
-            addresses[0],
-            tuple(addresses[1 : 1 + config.workers]),
-            tuple(addresses[1 + config.workers :]),
-        )
+        self._config = config
+        self._topology = _choose_addresses(config)
         self._checkpoints = Path(directory) / "checkpoints" if directory is not None else None
         self._patience = patience
         self._servers: list[_Process] = []
@@ -182,6 +178,7 @@ class LocalCluster:
 
     def _one_life(self) -> int:
         roles = [("ps", len(self._topology.ps)), ("worker", len(self._topology.workers))]
+        self._topology = _choose_addresses(self._config)  # the former ones may have been taken
         try:
             for role, count in roles:
                 for index in range(count):
@@ -264,3 +261,12 @@ class LocalCluster:
             time.sleep(_POLL_SECONDS / 10)
         for process in processes:
             process.handle.wait()
+
+
+def _choose_addresses(config: ClusterConfig) -> Topology:
+    addresses = free_addresses(1 + config.workers + config.parameter_servers)
+    return Topology(
+        addresses[0],
+        tuple(addresses[1 : 1 + config.workers]),
+        tuple(addresses[1 + config.workers :]),
+    )

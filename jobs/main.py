@@ -112,6 +112,9 @@ def run_job(job: Main, argv: Sequence[str] | None = None) -> int:
     except SourceUnavailableError as error:
         _say("not now", error)
         return EXIT_RETRY
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        _say("cannot run", error)
+        return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         sys.stderr.write("headrace: interrupted\n")
         return _INTERRUPTED
@@ -125,7 +128,8 @@ def _say(what: str, error: Exception) -> None:
 def _set_up_logging() -> None:
     # TensorFlow's C++ reads its level once, when it is imported.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of what is meant so
+    # What it says of lost workers and servers, we say in one line; errors are raised all the same.
+    logging.getLogger("tensorflow").setLevel(logging.CRITICAL)
     logging.basicConfig(
         level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )

@@ -12,7 +12,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.runners.runner import create_runner
 from rich.console import Console
 from rich.table import Table
 
@@ -20,9 +21,11 @@ from jobs.main import run_job
 from jobs.settings import EXIT_DONE, add_config_arguments, load_settings
 from pipeline.manifest import Manifest
 from pipeline.samples import SamplesConfig, make_samples
+from pipeline.schema import InputError
 from pipeline.specification import Specification
 
 DEFAULT_RUNNER = "FnApiRunner"
+_LOCAL_RUNNERS = ("FnApiRunner", "DirectRunner", "DaskRunner", "PrismRunner")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.config, args.overrides, {"specification": Specification, "samples": SamplesConfig}
     )
     config: SamplesConfig = settings["samples"]
-    options = PipelineOptions([f"--runner={DEFAULT_RUNNER}", *beam_args])
+    options = _beam_options(beam_args)
     console = Console()
     console.print(f"reading {', '.join(config.inputs)} into {config.num_parts} parts of users")
     start = time.monotonic()
@@ -46,6 +49,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         manifest = make_samples(config, settings["specification"], options)
     print_counts(console, manifest, output=config.output, seconds=time.monotonic() - start)
     return EXIT_DONE
+
+
+def _beam_options(arguments: Sequence[str]) -> PipelineOptions:
+    """Returns Beam's options.
+
+    Raises:
+        InputError: If the runner is unknown, or an option is, to Beam's own runners. Those that are
+            reached through a job server have options that Beam's Python does not know.
+    """
+    options = PipelineOptions([f"--runner={DEFAULT_RUNNER}", *arguments])
+    runner = options.view_as(StandardOptions).runner
+    try:
+        create_runner(runner)
+    except (ValueError, ImportError, AttributeError) as error:
+        raise InputError(f"--runner: found {runner!r}, which Beam cannot load: {error}") from error
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for each in PipelineOptions.__subclasses__():
+        each._add_argparse_args(parser)
+    unknown = parser.parse_known_args(list(arguments))[1]
+    if unknown and runner.rpartition(".")[2] in _LOCAL_RUNNERS:
+        raise InputError(f"found {' '.join(unknown)}; expected options of headrace or of Beam")
+    return options
 
 
 def print_counts(console: Console, manifest: Manifest, *, output: Path, seconds: float) -> None:

@@ -169,10 +169,12 @@ class TrainingProcess:
 
     def register_reader(self) -> None:
         """Makes samples readable from graphs in this process, a worker."""
-        from streaming.reader import RangeReader
+        from streaming.reader import RangeReader, run_name
 
         directory = Path(self._config.directory) / "dead-letters"
-        RangeReader(self._source(), self._model.inputs, dead_letters=directory).register()
+        RangeReader(self._source(), self._model.inputs, dead_letters=directory).register(
+            run_name(self._config, self._fingerprints())
+        )
 
     def coordinate(self, topology: Topology) -> int:
         """Runs the coordinator, and ends this process with its exit code."""

@@ -271,6 +271,7 @@ def make_samples(
             max_reject_share=config.max_reject_share,
             rejected=run.folder / REJECTED_NAME,
         )
+        _require_samples(report)
         manifest = Manifest(
             sample_schema=s.schema_fingerprint(specification.sample_schema),
             config=config.fingerprint(specification),
@@ -285,6 +286,15 @@ def make_samples(
         )
         run.commit(manifest)
     return manifest
+
+
+def _require_samples(report: Report) -> None:
+    """Refuses to replace a former output by nothing."""
+    if not report.files:
+        raise s.InputError(
+            f"found no sample in {report.counts.get('events_read', 0)} events; expected at least"
+            " one positive (see specification.labels): the former output, if any, is unchanged"
+        )
 
 
 def _save(report: Report, folder: Path) -> None:

@@ -9,11 +9,13 @@ import dataclasses
 import json
 import logging
 import os
+import random
 import re
 import signal
+import socket
 import threading
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
 
 from pipeline.schema import InputError
 
@@ -24,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 ROLES: Final = ("coordinator", "worker", "ps")
 _TF_NAMES: Final = {"coordinator": "chief", "worker": "worker", "ps": "ps"}
+_PORTS: Final = range(15_000, 32_000)
 _ORDINAL = re.compile(r"-(\d+)$")
 
 
@@ -122,15 +125,21 @@ def connect(topology: Topology) -> tf.distribute.coordinator.ClusterCoordinator:
     return tf.distribute.coordinator.ClusterCoordinator(strategy)
 
 
-def free_addresses(count: int) -> Sequence[str]:
-    """Returns loopback addresses with ports that are free now."""
-    import socket
+def free_addresses(count: int) -> list[str]:
+    """Returns loopback addresses whose ports are free now.
 
-    sockets: list[Any] = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    Not of the range from which the system takes ports for connections: between this call and the
+    moment when a server listens lies the import of TensorFlow.
+    """
+    ports = random.sample(_PORTS, count * 8)
+    free = [port for port in ports if _is_free(port)][:count]
+    return [f"127.0.0.1:{port}" for port in free]
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as tried:
+        try:
+            tried.bind(("", port))  # TensorFlow's servers listen on all interfaces
+        except OSError:
+            return False
+    return True

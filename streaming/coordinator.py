@@ -94,6 +94,7 @@ class Coordinator:
         self._store = CheckpointStore(
             directory / "checkpoints", keep=config.checkpoint.keep, fingerprints=fingerprints
         )
+        self._run_name = reader.run_name(config, fingerprints)
         self._metrics_path = directory / "metrics.jsonl"
         self._stopping = False
         self._sized = False
@@ -163,6 +164,11 @@ class Coordinator:
         names = {bytes(call.fetch()) for call in calls}
         if reader.COORDINATOR in names:
             raise RuntimeError("scheduled reads ran in the coordinator; expected in the workers")
+        if strangers := [name for name in names if not name.startswith(self._run_name.encode())]:
+            raise InputError(
+                f"{len(strangers)} workers belong to another run, or were started with another"
+                " configuration; expected the coordinator's own: start all of them from one file"
+            )
         logger.info("%d of %d workers have answered", len(names), len(self._topology.workers))
 
     # The main thread.

@@ -9,12 +9,14 @@ at start that scheduled functions reach Python in the workers, not in itself.
 from __future__ import annotations
 
 import enum
+import hashlib
+import json
 import logging
 import os
 import threading
 import uuid
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from tensorflow.python.ops import script_ops
 from models.contract import FeatureValue, Input
 from models.features import column_arrays, feature_value
 from pipeline.schema import InputError
+from streaming.config import TrainConfig
 from streaming.source import (
     Partition,
     Range,
@@ -68,10 +71,14 @@ class RangeReader:
         self._ahead: tuple[Range, Future[list[np.ndarray]]] | None = None
         self._lock = threading.Lock()
 
-    def register(self) -> None:
-        """Makes this reader reachable from graphs that run in this process."""
+    def register(self, run: str) -> None:
+        """Makes this reader reachable from graphs that run in this process.
+
+        Args:
+            run: Name of the run that this worker belongs to, as `run_name` gives it.
+        """
         # Not the process id: in its own container every process has the id 1.
-        name = uuid.uuid4().hex.encode()
+        name = f"{run}/{uuid.uuid4().hex}".encode()
         _register({_READ_TOKEN: self._read_for_graph, _WHERE_TOKEN: lambda: name})
 
     def _read_for_graph(self, topic: bytes, numbers: np.ndarray) -> list[np.ndarray]:
@@ -149,6 +156,12 @@ _REGISTERED: dict[str, Callable[..., Any]] = {}
 def _register(functions: dict[str, Callable[..., Any]]) -> None:
     _REGISTERED.update(functions)
     script_ops._py_funcs._funcs.update(functions)
+
+
+def run_name(config: TrainConfig, fingerprints: Mapping[str, str]) -> str:
+    """Names a run by its configuration: workers of another one must not answer for it."""
+    text = config.model_dump_json() + json.dumps(dict(fingerprints), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def register_coordinator() -> None:

@@ -57,8 +57,6 @@ def test_set_overrides_and_other_options_go_to_beam(config) -> None:
     write_lines(config, *map(json.dumps, LOG))
     assert samples(config, "--set", "samples.num_parts=2", "--job_name=mine") == 0
     assert read_manifest(config.parent / "out").num_parts == 2
-    with pytest.raises(ValueError, match="NoSuchRunner"):
-        samples(config, "--runner=NoSuchRunner")
 
 
 def without_user(config) -> None:
@@ -126,3 +124,26 @@ def test_an_unknown_key_exits_2_with_its_path(config, capsys) -> None:
     assert (
         "samples.num_partz: found an unknown key; expected one of inputs" in capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--num_parts=2", "found --num_parts=2; expected options of headrace or of Beam"),
+        ("--runner=Nonesuch", "--runner: found 'Nonesuch', which Beam cannot load"),
+    ],
+)
+def test_options_that_nobody_knows_are_refused(config, capsys, option, message) -> None:
+    write_lines(config, *map(json.dumps, LOG))
+    assert samples(config, option) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_log_without_positives_does_not_replace_what_there_is(config, capsys) -> None:
+    write_lines(config, *map(json.dumps, LOG))
+    assert samples(config) == 0
+    before = read_manifest(config.parent / "out")
+    write_lines(config, *(json.dumps(row) for row in LOG if row["action"] == "impression"))
+    assert samples(config) == 2
+    assert "expected at least one positive" in capsys.readouterr().err
+    assert read_manifest(config.parent / "out") == before

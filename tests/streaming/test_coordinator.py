@@ -109,6 +109,7 @@ class Run:
         self.folder = folder
         self.source = NumberSource()
         self.cluster = HereCluster()
+        self.workers_run = ""
 
     def coordinator(self, **settings: object) -> Coordinator:
         config = TrainConfig(
@@ -117,8 +118,9 @@ class Run:
             **{"batch_size": 5, "batches_per_range": 4, "stall_seconds": 120.0} | settings,
         )
         model = CountingModel(SAMPLES)
-        RangeReader(self.source, model.inputs, dead_letters=self.folder / "dead").register()
         fingerprints = {"specification": "s", "model": "m"}
+        run = self.workers_run or reader.run_name(config, fingerprints)
+        RangeReader(self.source, model.inputs, dead_letters=self.folder / "dead").register(run)
         return Coordinator(
             model,
             self.source,
@@ -295,3 +297,9 @@ def test_reads_in_the_coordinators_process_are_found_out(run, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(RuntimeError, match="scheduled reads ran in the coordinator"):
         coordinator.run()
+
+
+def test_a_worker_of_another_run_is_refused(run):
+    run.workers_run = "another"
+    with pytest.raises(InputError, match="1 workers belong to another run"):
+        run.coordinator().run()

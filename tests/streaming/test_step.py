@@ -50,7 +50,7 @@ def run(function, *, slot: int, sequence: int, start: int, end: int) -> Report:
 
 
 def make(model, source, tmp_path: Path, *, servers: int, batch_size: int = 8):
-    RangeReader(source, model.inputs, dead_letters=tmp_path / "dead").register()
+    RangeReader(source, model.inputs, dead_letters=tmp_path / "dead").register("run")
     state = ServerState(
         model,
         ["/device:CPU:0"] * servers,
