@@ -12,7 +12,7 @@ from rich.table import Table
 
 from jobs.bench.report import machine
 from jobs.demo import movielens
-from jobs.demo.report import Report, Stage
+from jobs.demo.report import Method, Report, Stage
 from models.evaluate import Questions
 from pipeline.manifest import Manifest
 from pipeline.schema import USER_ID
@@ -96,7 +96,7 @@ def result_tables(report: Report) -> list[Table]:
     quality = _table("Quality on the future", "method", "HitRate@10", "@50", "@100", "NDCG@10")
     quality.caption = REPEATS
     for method in report.methods:
-        rates = [f"{method.hit_rate(cutoff):.3f}" for cutoff in (10, 50, 100)]
+        rates = [_rate(method, cutoff) for cutoff in (10, 50, 100)]
         quality.add_row(method.name, *rates, f"{method.ndcg(10):.3f}")
     rejected = _table("Rows rejected", "reason", "rows")
     for reason, count in report.rejects.items():
@@ -113,6 +113,14 @@ def result_tables(report: Report) -> list[Table]:
             "adds up" if run.adds_up else "DOES NOT ADD UP",
         )
     return [rejected, account, quality]
+
+
+def _rate(method: Method, cutoff: int) -> str:
+    mean = f"{method.hit_rate(cutoff):.3f}"
+    if len(method.evaluations) == 1:
+        return mean
+    lowest, highest = method.range_of(cutoff)
+    return f"{mean} ({lowest:.3f}-{highest:.3f})"
 
 
 def _table(title: str, *columns: str) -> Table:

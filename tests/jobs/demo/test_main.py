@@ -72,6 +72,7 @@ def test_the_whole_demo_runs_and_adds_up_and_runs_again(tmp_path: Path) -> None:
     assert len(set(report.frequencies.estimated.tolist())) > 1
     page = (output / "report.html").read_text(encoding="utf-8")
     assert f"{3 * likes:,}" in page
+    assert "not bit-reproducible" in page
     assert report.query.answers[0][0].split(" (")[0].replace('"', "&#34;") in page
     assert not (output / "left over").exists()
 

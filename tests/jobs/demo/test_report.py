@@ -137,6 +137,13 @@ def test_it_shows_the_numbers_that_it_was_given(page: str) -> None:
 def test_the_printed_table_says_that_a_seed_does_not_reproduce() -> None:
     [quality] = [table for table in result_tables(canned_report()) if "Quality" in str(table.title)]
     assert "not bit-reproducible" in str(quality.caption)
+    # One seed of popularity and of the plain model; two of the model with logQ, with their range.
+    assert list(quality.columns[1].cells) == ["0.077", "0.034", "0.088 (0.086-0.090)"]
+
+
+def test_the_rate_is_that_of_training_alone_and_theory_is_called_so(page: str) -> None:
+    assert "while training, start-up not counted" in page
+    assert "The theory (Yi et al. 2019), which this run does not test" in page
 
 
 def test_text_from_data_is_escaped(page: str) -> None:
