@@ -327,14 +327,15 @@ class Coordinator:
             scalars["stream/samples_per_second"] = progress.samples / (now - progress.since)
         scalars["stream/records_remaining"] = self._plan.remaining
         self._metrics.write(totals["batches"], scalars)
-        logger.info(
-            "step %d  samples %d  loss %.4f  %.0f samples/s  %d records to go",
-            totals["batches"],
-            totals["samples"],
-            scalars.get("train/loss", float("nan")),
-            scalars.get("stream/samples_per_second", 0.0),
-            scalars["stream/records_remaining"],
-        )
+        if progress.batches:
+            logger.info(
+                "step %d  samples %d  loss %.4f  %.0f samples/s  %d records to go",
+                totals["batches"],
+                totals["samples"],
+                scalars["train/loss"],
+                scalars["stream/samples_per_second"],
+                scalars["stream/records_remaining"],
+            )
 
     # The slots' threads.
 
