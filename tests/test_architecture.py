@@ -237,8 +237,8 @@ def test_a_crowded_folder_is_found(tmp_path: Path) -> None:
         "assert True",
         "bucket = hash('a') % 7",
         "table.sparse_read([1])",
-        "PATH = '/home/someone/data'",
-        "def f():\n    '''Reads /work/data.'''",
+        "PATH = '/" + "home/someone/data'",
+        "def f():\n    '''Reads /" + "root/data.'''",
     ],
 )
 def test_planted_bad_code_is_found(tmp_path: Path, source: str) -> None:
