@@ -134,7 +134,9 @@ def test_a_checkpoint_with_an_altered_byte_is_passed_over(
     state, checkpoint = make_state(servers)
 
     assert open_store(tmp_path).restore(checkpoint).totals.samples == 1
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    # INFO lines come too where another test has run a command, which sets up logging.
+    warnings = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1
     assert f"{newest} is damaged" in caplog.text
     # Nothing is left of what was read before the damage was met.
     for array in (state.tables["counter"], state.last_seen, state.mean_gap):
