@@ -233,7 +233,7 @@ class LocalCluster:
         # Each child watches its parent: when the launcher is killed, none is left behind.
         environment = os.environ | {"HEADRACE_PARENT": str(os.getpid())}
         # Each process takes the whole machine for its own and starts a thread per core; sharing
-        # the cores out instead is a tenth faster (headrace bench stream).
+        # the cores out was about a tenth faster with two workers on two cores.
         share = max(1, (os.cpu_count() or 1) // len(self._topology.workers))
         environment.setdefault("TF_NUM_INTRAOP_THREADS", str(share))
         # A session of its own: Ctrl-C reaches the launcher alone, which drains the coordinator.

@@ -229,6 +229,7 @@ def service_problems(service: dict[str, Any], workloads: Objects) -> Iterator[st
 
 
 def test_manifests_are_valid_by_the_published_schemas(rendered: Objects) -> None:
+    assert rendered
     for each in rendered:
         kubernetes_validate.validate(each, "1.30", strict=True)
 

@@ -31,7 +31,9 @@ MODELS = {
 )
 def test_a_deployment_is_valid_in_every_section(name: str) -> None:
     present = yaml.safe_load((CONFIGS / name).read_text())
-    load_settings(CONFIGS / name, [], {section: MODELS[section] for section in present})
+    loaded = load_settings(CONFIGS / name, [], {section: MODELS[section] for section in present})
+    assert set(loaded) == set(present)
+    assert present
 
 
 def test_every_section_has_an_owner() -> None:

@@ -315,3 +315,4 @@ def test_children_end_when_the_launcher_is_killed(fake):
         launcher.kill()
         launcher.wait()
     wait_for(lambda: not any(alive(pid) for pid in fake.pids()))
+    assert len(fake.pids()) == 3
