@@ -169,7 +169,7 @@ class TrainingProcess:
 
     def register_reader(self) -> None:
         """Makes samples readable from graphs in this process, a worker."""
-        from streaming.reader import RangeReader, run_name
+        from streaming.worker.reader import RangeReader, run_name
 
         directory = Path(self._config.directory) / "dead-letters"
         RangeReader(self._source(), self._model.inputs, dead_letters=directory).register(

@@ -1,9 +1,10 @@
 """Sample streams to parameters, on TensorFlow parameter servers.
 
-Read in the order in which a sample passes: `config`, `source > sources` (where samples come
-from; records are `pipeline.topics`), `reader > frequency > step > state` (what a worker does
-with a range of them, and what the parameter servers hold), `ledger > coordinator > checkpoint` (who
-decides and who remembers; its files are written by `pipeline.durable`), `cluster` (the processes).
+Read in the order in which a sample passes: `config`; `source > sources` (where samples come from;
+records are `pipeline.topics`); `feed > plan` (which range comes next); `worker` (what a worker does
+with a range), `servers` (what the parameter servers hold); `attempts > ledger > coordinator >
+checkpoint` (who decides and who remembers; files are written by `pipeline.durable`), `metrics`;
+`cluster` (the processes).
 """
 
 import os

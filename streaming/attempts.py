@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import tensorflow as tf
 
 from pipeline.schema import InputError
-from streaming.reader import Status
 from streaming.source import Range
-from streaming.step import COUNTS
+from streaming.worker.reader import Status
+from streaming.worker.step import COUNTS
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 import math
 import os
@@ -18,53 +17,26 @@ import tensorflow as tf
 
 from models.contract import Model
 from pipeline.schema import InputError
-from streaming import reader
 from streaming.attempts import Cluster, RangeRunner, RestartNeededError
 from streaming.checkpoint import CheckpointStore
 from streaming.cluster import Topology, connect
 from streaming.config import TrainConfig
-from streaming.ledger import Ledger, Plan, Totals
-from streaming.source import Partition, Range, Source, SourceUnavailableError
-from streaming.state import ServerState
-from streaming.step import RangeFunction
+from streaming.feed import Feed
+from streaming.ledger import Ledger, Totals
+from streaming.metrics import Watch
+from streaming.servers.state import ServerState
+from streaming.source import Range, Source
+from streaming.worker import reader
+from streaming.worker.step import RangeFunction
 
 logger = logging.getLogger(__name__)
 
 _TICK_SECONDS = 0.2
-_SOURCE_SECONDS = 1.0
-_METRICS_SECONDS = 1.0
-_LINGER_SECONDS = 5.0
+_WATCH_SECONDS = 1.0
 _DRAIN_SECONDS = 25.0  # within the 30 that Kubernetes grants by default
-_PROBED_PARTITIONS = 8
 _JUDGED_RECORDS = 100
 _WINDOW = 10_000  # records that are "the latest"
 _EXIT_RETRY = 75
-
-
-class MetricWriter:
-    """Appends metrics to a file, one JSON object per line."""
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", buffering=1)
-
-    def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Writes the values of `area/noun` names at a step."""
-        self._file.write(json.dumps({"time": time.time(), "step": step} | dict(scalars)) + "\n")
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
-
-
-@dataclasses.dataclass(slots=True)
-class _Progress:
-    """What happened since the last line of metrics."""
-
-    since: float = 0.0
-    samples: int = 0
-    batches: int = 0
-    loss_sum: float = 0.0
 
 
 class Coordinator:
@@ -86,7 +58,6 @@ class Coordinator:
         connect_to: Callable[[Topology], Cluster] = connect,
     ) -> None:
         self._model = model
-        self._source = source
         self._config = config
         self._topology = topology
         self._connect = connect_to
@@ -97,16 +68,14 @@ class Coordinator:
         self._run_name = reader.run_name(config, fingerprints)
         self._metrics_path = directory / "metrics.jsonl"
         self._stopping = False
-        self._sized = False
-        self._changed = threading.Condition()  # guards all below, the plan and the ledger
+        self._changed = threading.Condition()  # guards all below, and the ledger
+        self._feed = Feed(source, config, ledger_lock=self._changed)
         self._in_flight = 0
         self._paused = False
         self._error: BaseException | None = None
-        self._progress = _Progress()
         self._recent: deque[Totals] = deque()
         self._connected = False
         self._seen_alive()
-        self._source_seen = self._last_commit
 
     def stop(self) -> None:
         """Asks for an end: no new ranges, drain, save. For signal handlers: takes no lock."""
@@ -122,16 +91,15 @@ class Coordinator:
             RestartNeededError: If a parameter server was lost, a push was torn, or nothing moves.
         """
         with self._store.owned() as floor, self._watched():
-            starts, ends = self._source.start_offsets(), self._source.end_offsets()
+            fresh = self._feed.open()
             self._set_up(floor)
-            self._ledger = self._store.restore(self._checkpoint) or Ledger({}, {})
-            self._ledger.check_identity(self._source.identity(self._ledger.offsets))
-            self._ledger.adopt(starts, ends)
+            self._ledger = self._store.restore(self._checkpoint) or fresh
+            self._feed.begin(self._ledger)
             self._state.align_clocks()
             self._check_workers()
-            self._metrics = MetricWriter(self._metrics_path)
+            self._watch = Watch(self._metrics_path)
             self._train()
-            self._metrics.close()
+            self._watch.close()
             return self._ledger
 
     def _set_up(self, floor: int) -> None:
@@ -175,11 +143,6 @@ class Coordinator:
 
     def _train(self) -> None:
         self._seen_alive()
-        self._plan = Plan(
-            self._ledger.offsets, linger_seconds=_LINGER_SECONDS if self._config.follow else 0.0
-        )
-        self._extend_plan(self._ends(), time.monotonic())
-        self._progress.since = time.monotonic()
         for thread in self._threads:
             thread.start()
         saved_at, saved_records = time.monotonic(), self._ledger.totals.records
@@ -188,72 +151,31 @@ class Coordinator:
                 self._changed.wait(_TICK_SECONDS)
             now = self._main_seen = time.monotonic()
             self._check_health(now)
-            if self._config.follow and now - self._source_seen >= _SOURCE_SECONDS:
-                self._follow_source(now)
+            self._feed.refresh(now)
             due = now - saved_at >= self._config.checkpoint.every_seconds
             if due and self._ledger.totals.records != saved_records:
                 self._save()
                 saved_at, saved_records = time.monotonic(), self._ledger.totals.records
         if self._ledger.totals.records != saved_records or self._in_flight or not saved_records:
             self._save()
-        self._write_metrics()
+        self._tell(final=True)
 
     def _finished(self) -> bool:
         return self._stopping or (not self._config.follow and self._exhausted())
 
     def _exhausted(self) -> bool:
         with self._changed:
-            return self._in_flight == 0 and self._plan.remaining == 0
-
-    def _follow_source(self, now: float) -> None:
-        """Asks the source how far it reaches now; one that is away is asked again, for a while."""
-        try:
-            self._extend_plan(self._ends(), now)
-            self._source_seen = now
-        except SourceUnavailableError as error:
-            if now - self._source_seen > self._config.stall_seconds:
-                raise
-            logger.warning("the source cannot be read at present: %s", error)
-
-    def _extend_plan(self, ends: Mapping[Partition, int], now: float) -> None:
-        if not set(ends) <= set(self._ledger.offsets):
-            starts = self._source.start_offsets()
-            with self._changed:
-                self._ledger.adopt(starts, {})
-            self._plan.add(starts)
-        self._plan.extend(ends, now=now)
-
-    def _ends(self) -> dict[Partition, int]:
-        ends = self._source.end_offsets()
-        if not self._sized:
-            self._size_ranges(ends)
-        return ends
-
-    def _size_ranges(self, ends: Mapping[Partition, int]) -> None:
-        """Finds how many records make a range, by the largest of a few."""
-        starts = self._source.start_offsets()
-        filled = [partition for partition, end in ends.items() if end > starts[partition]]
-        places = [
-            Range(partition, offset, offset + 1)
-            for partition in filled[:_PROBED_PARTITIONS]
-            for offset in {starts[partition], (starts[partition] + ends[partition]) // 2}
-        ]
-        samples = max((self._source.read(place).samples.num_rows for place in places), default=0)
-        if samples:
-            wanted = self._config.samples_per_range
-            self._plan.records_per_range = max(1, wanted // samples)
-            self._sized = True
+            return self._in_flight == 0 and self._feed.remaining == 0
 
     def _check_health(self, now: float) -> None:
         if self._error is not None:
             raise self._error
         self._check_rejects(at_least=_JUDGED_RECORDS)
-        if self._in_flight == 0 and (self._config.follow or self._plan.remaining == 0):
+        if self._in_flight == 0 and (self._config.follow or self._feed.remaining == 0):
             self._last_commit = now  # nothing to do is no stall
         if now - self._last_commit > self._config.stall_seconds:
             raise RestartNeededError(f"no range was finished for {self._config.stall_seconds:g} s")
-        if now - self._progress.since >= _METRICS_SECONDS and self._progress.batches:
-            self._write_metrics()
+        self._tell()
 
     def _check_rejects(self, *, at_least: int) -> None:
         """Stops if too many records were rejected, of all or of the latest, if enough were read."""
@@ -285,7 +207,7 @@ class Coordinator:
         complete = not self._config.follow and self._exhausted()
         self._check_rejects(at_least=1 if complete else _JUDGED_RECORDS)
         self._seen_alive()
-        self._ledger.identity = self._source.identity(self._ledger.offsets)
+        self._ledger.identity = self._feed.identity()
         step = int(self._state.step.numpy())
         folder = self._store.save(self._checkpoint, self._ledger, step=step)
         logger.info("saved %s: step %d, %d samples", folder.name, step, self._ledger.totals.samples)
@@ -304,7 +226,7 @@ class Coordinator:
 
         def watch() -> None:
             # Not before it has connected: pods may take as long as they like to be scheduled.
-            while not over.wait(_SOURCE_SECONDS):
+            while not over.wait(_WATCH_SECONDS):
                 idle = time.monotonic() - self._main_seen
                 if self._connected and idle > limit:
                     logger.error("nothing was done for %g s; to be started again", idle)
@@ -316,26 +238,10 @@ class Coordinator:
         finally:
             over.set()
 
-    def _write_metrics(self) -> None:
-        now = time.monotonic()
+    def _tell(self, *, final: bool = False) -> None:
         with self._changed:
-            progress, self._progress = self._progress, _Progress(since=now)
             totals = dataclasses.asdict(self._ledger.totals)
-        scalars: dict[str, float] = {f"stream/{name}": count for name, count in totals.items()}
-        if progress.batches:
-            scalars["train/loss"] = progress.loss_sum / progress.batches
-            scalars["stream/samples_per_second"] = progress.samples / (now - progress.since)
-        scalars["stream/records_remaining"] = self._plan.remaining
-        self._metrics.write(totals["batches"], scalars)
-        if progress.batches:
-            logger.info(
-                "step %d  samples %d  loss %.4f  %.0f samples/s  %d records to go",
-                totals["batches"],
-                totals["samples"],
-                scalars["train/loss"],
-                scalars["stream/samples_per_second"],
-                scalars["stream/records_remaining"],
-            )
+            self._watch.tell(totals, remaining=self._feed.remaining, final=final)
 
     # The slots' threads.
 
@@ -357,7 +263,7 @@ class Coordinator:
                     return None
                 taken = None
                 if not self._paused:
-                    taken = self._plan.take(look_ahead=look_ahead, now=time.monotonic())
+                    taken = self._feed.take(look_ahead=look_ahead, now=time.monotonic())
                 if taken is not None:
                     self._in_flight += 1
                     return taken
@@ -382,9 +288,7 @@ class Coordinator:
             self._recent.append(totals)
             while sum(old.records for old in self._recent) - self._recent[0].records >= _WINDOW:
                 self._recent.popleft()
-            self._progress.samples += totals.samples
-            self._progress.batches += totals.batches
-            self._progress.loss_sum += report["loss_sum"]
+            self._watch.add(totals, report)
             self._last_commit = time.monotonic()
             self._in_flight -= 1
             self._changed.notify_all()

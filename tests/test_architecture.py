@@ -48,7 +48,7 @@ MAX_CONFIG_FIELDS = 12
 BANNED_NAMES = {"utils", "common", "helpers", "base", "manager"}
 # On a sharded variable this returns rows in shard order, silently. One module reads shard by shard.
 SHARD_ORDER = {"sparse_read"}
-SHARD_READER = "streaming.state"
+SHARD_READER = "streaming.servers.state"
 MACHINE_PATH = re.compile(r"(?:^|[\s'\"=:(])/(?:home|root|work|Users|mnt|opt)/")
 
 
@@ -180,7 +180,7 @@ def test_every_room_says_its_reading_order() -> None:
         ("models/a.py", "from streaming import source"),
         ("streaming/a.py", "from models import two_tower"),
         ("streaming/a.py", "import models.two_tower"),
-        ("streaming/reader.py", "from kafka.consumer import KafkaConsumer"),
+        ("streaming/worker/reader.py", "from kafka.consumer import KafkaConsumer"),
         ("streaming/a.py", "import importlib\nimportlib.import_module('jobs.train')"),
         ("streaming/sub/a.py", "from ...models import two_tower"),
         ("jobs/train.py", "import kafka"),

@@ -18,12 +18,12 @@ from models.config import TwoTowerConfig
 from models.contract import FeatureValue
 from models.features import arrow_features
 from models.two_tower import TwoTower
-from streaming import frequency as freq
 from streaming.config import FrequencyConfig
+from streaming.servers import frequency as freq
+from streaming.servers.state import ServerState, Shards
 from streaming.source import Range
 from streaming.sources.archive import ArchiveSource
-from streaming.state import ServerState, Shards
-from streaming.step import Handles, MiniBatches, bucket_numbers
+from streaming.worker.step import Handles, MiniBatches, bucket_numbers
 
 _CHUNK = 8192
 _WARM_UP_CHUNKS = 4

@@ -22,8 +22,8 @@ from pipeline.schema import HISTORY_ITEM_ID, ITEM_ID, SCENARIO, TIMESTAMP_MS, US
 from pipeline.specification import Specification
 from streaming.checkpoint import load_checkpoint
 from streaming.config import TrainConfig
-from streaming.frequency import probability
-from streaming.step import bucket_numbers
+from streaming.servers.frequency import probability
+from streaming.worker.step import bucket_numbers
 
 _SMALL_POINT = 0.25  # of the median point's samples
 

@@ -21,7 +21,9 @@ from tensorflow.python.ops import script_ops
 from jobs.main import run_job
 from jobs.train import TrainingProcess, argument_parser, run_role
 from models.contract import Model
-from streaming import coordinator, state, step
+from streaming import coordinator
+from streaming.servers import state
+from streaming.worker import step
 from tests.streaming.counting import CountingModel
 
 MOMENTS = ("before-push", "after-push")

@@ -14,7 +14,7 @@ from streaming.source import Partition, Range
 
 import tensorflow as tf  # isort: skip
 
-from streaming.state import ServerState
+from streaming.servers.state import ServerState
 from tests.streaming.counting import CountingModel
 
 FINGERPRINTS = {"specification": "s1", "model": "m1"}

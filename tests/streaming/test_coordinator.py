@@ -16,14 +16,14 @@ from pipeline.schema import InputError
 from streaming.checkpoint import load_checkpoint
 from streaming.cluster import Topology
 from streaming.config import TrainConfig
-from streaming.reader import RangeReader
 from streaming.source import Partition, Range, ReadResult, Reject, SourceUnavailableError
+from streaming.worker.reader import RangeReader
 
 import tensorflow as tf  # isort: skip
 
-from streaming import reader
 from streaming.attempts import RestartNeededError
 from streaming.coordinator import Coordinator
+from streaming.worker import reader
 from tests.streaming.counting import CountingModel
 
 SAMPLES = 400

@@ -23,8 +23,8 @@ import tensorflow as tf
 
 from models.contract import Model, Table, Weight
 from pipeline.schema import InputError
-from streaming import frequency as freq
 from streaming.config import FrequencyConfig
+from streaming.servers import frequency as freq
 
 
 class Shards:

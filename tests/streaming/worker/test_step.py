@@ -11,14 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from streaming.config import FrequencyConfig
-from streaming.reader import RangeReader, Status
 from streaming.source import ReadResult, Reject, SchemaMismatchError, SourceUnavailableError
+from streaming.worker.reader import RangeReader, Status
 
 import tensorflow as tf  # isort: skip
 
 from models.contract import FeatureValue, Input, Optimizer, Table, Tensors, Weight
-from streaming.state import ServerState
-from streaming.step import RangeFunction, Report
+from streaming.servers.state import ServerState
+from streaming.worker.step import RangeFunction, Report
 from tests.streaming.counting import CountingModel
 
 FREQUENCY = FrequencyConfig(hashes=2, buckets=64, alpha=0.1)

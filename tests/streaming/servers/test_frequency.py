@@ -7,7 +7,7 @@ import streaming  # noqa: F401 - before TensorFlow: picks Keras 2
 
 import tensorflow as tf  # isort: skip
 
-from streaming import frequency as freq
+from streaming.servers import frequency as freq
 
 
 class Sequential:

@@ -14,10 +14,10 @@ import tensorflow as tf
 
 from models.contract import FeatureValue, Input, Model, Optimizer
 from models.features import hash_ids
-from streaming import frequency as freq
-from streaming import reader
 from streaming.config import FrequencyConfig
-from streaming.state import Parameter, PushOutcome, Route, ServerState
+from streaming.servers import frequency as freq
+from streaming.servers.state import Parameter, PushOutcome, Route, ServerState
+from streaming.worker import reader
 
 _EPSILON = 1e-7
 _ANONYMOUS = "cd2c89b7-88b7-44c8-ad83-06c2a9158347"  # ResourceHandle::ANONYMOUS_NAME

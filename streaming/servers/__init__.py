@@ -1,0 +1,1 @@
+"""What the parameter servers hold, and how it is changed: `frequency`, `state`."""

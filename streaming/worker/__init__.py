@@ -1,0 +1,1 @@
+"""What a worker does with a range: `reader` gets it, `step` learns it."""
