@@ -16,7 +16,7 @@ BENCHMARKS: Final = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `jobs.bench.NAME.main` with the remaining arguments."""
+    """Runs `main` of `jobs.bench.NAME`, or of its module `main`, with the remaining arguments."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     listing = "".join(f"  {name:<9} {text}\n" for name, text in BENCHMARKS.items())
     usage = f"usage: headrace bench NAME [--out FILE] ...\n\n{listing}"
@@ -27,5 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in BENCHMARKS:
         sys.stderr.write(f"headrace bench: found {name!r}; expected one of:\n{listing}")
         return EXIT_BAD_INPUT
-    code: int = importlib.import_module(f"jobs.bench.{name}").main(rest)
+    module = importlib.import_module(f"jobs.bench.{name}")
+    if hasattr(module, "__path__"):  # a benchmark of several modules is a package
+        module = importlib.import_module(f"jobs.bench.{name}.main")
+    code: int = module.main(rest)
     return code

@@ -6,6 +6,7 @@ pulled or pushed, and the optimizer updates the variables in place.
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import cast
 
 import tensorflow as tf
 
-from jobs.bench.stream import specification
+from jobs.bench.stream.synthetic import specification
 from models.config import TwoTowerConfig
 from models.contract import FeatureValue
 from models.features import arrow_features
@@ -30,7 +31,7 @@ _WARM_UP_CHUNKS = 4
 
 
 def main(argv: Sequence[str]) -> int:
-    """Trains on `FOLDER BATCH_SIZE SAMPLES` and prints samples per second."""
+    """Trains on `FOLDER BATCH_SIZE SAMPLES` and prints the two figures of a `Speed`."""
     folder, batch_size, count = argv[0], int(argv[1]), int(argv[2])
     model = TwoTower(specification(), TwoTowerConfig(dim=32, hidden=(64,)))
     source = ArchiveSource(folder, specification().sample_schema)
@@ -43,11 +44,12 @@ def main(argv: Sequence[str]) -> int:
     for chunk in chunks[:_WARM_UP_CHUNKS]:
         learn(chunk)
     todo = chunks[: max(1, count // _CHUNK)]
-    started = time.perf_counter()
+    started, used = time.perf_counter(), time.process_time()
     for chunk in todo:
         learn(chunk)
-    rate = len(todo) * _CHUNK / (time.perf_counter() - started)
-    sys.stdout.write(f"{rate}\n")
+    seconds, spent = time.perf_counter() - started, time.process_time() - used
+    learned = len(todo) * _CHUNK
+    sys.stdout.write(f"{json.dumps([learned / seconds, spent / learned * 1e6])}\n")
     return 0
 
 

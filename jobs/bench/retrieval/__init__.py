@@ -1,0 +1,1 @@
+"""Retrieval quality on public data: corrections, negatives, and what stale workers cost."""

@@ -1,0 +1,126 @@
+"""Times one training run on a cluster of its own, or in one process."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jobs.bench.stream.processor import processor_seconds
+from jobs.bench.stream.synthetic import DIM, SPECIFICATION, TOPIC
+
+_POLL_SECONDS = 0.05
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Speed:
+    """How fast a run was between its start and its end, without either.
+
+    Attributes:
+        samples_per_second: By the clock.
+        processor_seconds: Per million samples, user and system, of all processes of the run.
+    """
+
+    samples_per_second: float
+    processor_seconds: float
+
+
+def run_cluster(
+    run: Path, samples: Path, *, source: str, address: str, size: int, workers: int
+) -> Speed:
+    """Trains once on a cluster of its own, with one parameter server.
+
+    Args:
+        run: A folder to make.
+        samples: The archive.
+        source: `memory`, `archive` or `kafka`.
+        address: Of the broker.
+        size: Samples per mini-batch.
+        workers: How many.
+    """
+    run.mkdir()
+    settings = _settings(run, samples, source=source, address=address, size=size, workers=workers)
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    code = "import sys; from jobs.bench.stream.cluster import launch; sys.exit(launch(sys.argv[1]))"
+    with (
+        (run / "log").open("wb") as log,
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(run / "config.yaml")],
+            env=os.environ | {"BENCH_SOURCE": source},
+            stdout=log,
+            stderr=log,
+        ) as process,
+    ):
+        used = _watch(process, run / "metrics.jsonl")
+    if process.returncode:
+        raise RuntimeError(
+            f"{run.name}: exit {process.returncode}\n{(run / 'log').read_text()[-4000:]}"
+        )
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    first, last = lines[0], lines[-2]
+    count = last["stream/samples"] - first["stream/samples"]
+    spent = used[len(lines) - 1] - used[1]
+    return Speed(count / (last["time"] - first["time"]), spent / count * 1e6)
+
+
+def _watch(process: subprocess.Popen[bytes], metrics: Path) -> dict[int, float]:
+    """Waits for the run's end; returns processor seconds used by its nth line of metrics."""
+    used: dict[int, float] = {}
+    while process.poll() is None:
+        count = metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+        for line in range(len(used) + 1, count + 1):
+            used[line] = processor_seconds(process.pid)
+        time.sleep(_POLL_SECONDS)
+    return used
+
+
+def _settings(
+    run: Path, samples: Path, *, source: str, address: str, size: int, workers: int
+) -> dict[str, Any]:
+    place: dict[str, Any] = {"archive": {"directory": str(samples)}}
+    if source == "kafka":
+        place = {"kafka": {"bootstrap_servers": [address], "topics": [TOPIC]}}
+    return {
+        "specification": SPECIFICATION,
+        "model": {"dim": DIM, "hidden": [64]},
+        "train": {
+            "directory": str(run),
+            "source": place,
+            "batch_size": size,
+            "batches_per_range": max(1, 8192 // size),
+            "checkpoint": {"every_seconds": 3600},
+            "cluster": {"parameter_servers": 1, "workers": workers},
+        },
+    }
+
+
+def launch(config: str) -> int:
+    """Runs a benchmark cluster's processes; called in a process of its own."""
+    from jobs.local import LocalCluster
+    from streaming.config import ClusterConfig
+
+    train = yaml.safe_load(Path(config).read_text())["train"]
+    command = [sys.executable, "-m", "jobs.bench.stream.process", "--config", config]
+    cluster = ClusterConfig(**train["cluster"])
+    return LocalCluster(command, cluster, directory=train["directory"]).run()
+
+
+def run_alone(samples: Path, size: int, count: int) -> Speed:
+    """Trains once in a process of its own, without a cluster."""
+    code = "import sys; from jobs.bench.stream.alone import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(samples), str(size), str(count)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"process: exit {done.returncode}\n{done.stderr[-4000:]}")
+    return Speed(*json.loads(done.stdout.strip().splitlines()[-1]))

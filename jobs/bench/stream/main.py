@@ -1,0 +1,137 @@
+"""`headrace bench stream`: what the cluster costs, and what its sources cost.
+
+The same two-tower model on the same SYNTHETIC samples (Zipf items, ten-item histories), in one run:
+
+  process   one process, samples in memory as tensors, variables in place: no cluster at all
+  memory    the cluster (1 parameter server, 1 worker), samples in the worker's memory
+  memory-2  the same with 2 workers
+  archive   the cluster, samples from Parquet files
+  kafka     the cluster, samples from a Kafka broker
+
+Rounds alternate between them, and each figure is the median of its rounds. A cluster's rate is
+taken from its ledger between the first and the last line of metrics, so without start and end.
+Processor time is that of all processes of a run, the broker's left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import logging
+import os
+import statistics
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from jobs.bench.report import Cell, write_report
+from jobs.bench.stream.cluster import Speed, run_alone, run_cluster
+from jobs.bench.stream.synthetic import broker, publish_samples, write_samples
+from jobs.settings import EXIT_DONE
+
+logger = logging.getLogger(__name__)
+
+Speeds = dict[tuple[int, str], list[Speed]]
+# By the variant's name: its source, and its workers.
+_CLUSTERS = {
+    "memory": ("memory", 1),
+    "memory-2": ("memory", 2),
+    "archive": ("archive", 1),
+    "kafka": ("kafka", 1),
+}
+_RATIOS = [
+    ("cluster_vs_process", "memory", "process"),
+    ("cluster_2_workers_vs_process", "memory-2", "process"),
+    ("kafka_vs_memory", "kafka", "memory"),
+    ("archive_vs_memory", "archive", "memory"),
+]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the benchmark."""
+    parser = argparse.ArgumentParser(
+        prog="headrace bench stream",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, help="JSON file for the results")
+    parser.add_argument("--samples", type=int, default=800_000, help="samples a round trains on")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds per variant")
+    parser.add_argument(
+        "--variants", default=",".join(["process", *_CLUSTERS]), help="comma-separated, of those"
+    )
+    parser.add_argument("--batch-sizes", default="1024,4096", help="comma-separated")
+    parser.add_argument(
+        "--kafka",
+        metavar="HOST:PORT",
+        default=os.environ.get("HEADRACE_KAFKA"),
+        help="a broker to use; without it, the tests' own is started, if this is a checkout",
+    )
+    arguments = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory(prefix="headrace-bench-") as name:
+        folder = Path(name)
+        write_samples(folder / "samples", arguments.samples)
+        with _published(folder / "samples", arguments) as address:
+            sizes = [int(size) for size in arguments.batch_sizes.split(",")]
+            speeds = _measure(folder, address, sizes=sizes, arguments=arguments)
+    _report(speeds, arguments)
+    return EXIT_DONE
+
+
+@contextlib.contextmanager
+def _published(samples: Path, arguments: argparse.Namespace) -> Iterator[str]:
+    if "kafka" not in arguments.variants:
+        yield ""
+        return
+    with broker(arguments.kafka) as address:
+        publish_samples(samples, address)
+        yield address
+
+
+def _measure(
+    folder: Path, address: str, *, sizes: Sequence[int], arguments: argparse.Namespace
+) -> Speeds:
+    speeds: Speeds = {}
+    for size, round_number in itertools.product(sizes, range(arguments.rounds)):
+        for variant in arguments.variants.split(","):
+            if variant == "process":
+                speed = run_alone(folder / "samples", size, arguments.samples)
+            else:
+                source, workers = _CLUSTERS[variant]
+                speed = run_cluster(
+                    folder / f"run-{size}-{variant}-{round_number}",
+                    folder / "samples",
+                    source=source,
+                    address=address,
+                    size=size,
+                    workers=workers,
+                )
+            speeds.setdefault((size, variant), []).append(speed)
+            logger.info("batch %d, %s: %s", size, variant, speed)
+    return speeds
+
+
+def _report(speeds: Speeds, arguments: argparse.Namespace) -> None:
+    rates = {key: [speed.samples_per_second for speed in each] for key, each in speeds.items()}
+    medians = {key: statistics.median(values) for key, values in rates.items()}
+    rows: list[dict[str, Cell]] = [
+        {
+            "batch": size,
+            "variant": variant,
+            "samples/s": round(medians[size, variant]),
+            "lowest": round(min(values)),
+            "highest": round(max(values)),
+            "CPU s/1M samples": statistics.median(
+                speed.processor_seconds for speed in speeds[size, variant]
+            ),
+        }
+        for (size, variant), values in rates.items()
+    ]
+    ratios = {
+        f"{name}@{size}": medians[size, ours] / medians[size, other]
+        for size in sorted({size for size, _ in speeds})
+        for name, ours, other in _RATIOS
+        if {(size, ours), (size, other)} <= medians.keys()
+    }
+    write_report("stream (synthetic)", rows, ratios=ratios, out=arguments.out)

@@ -1,0 +1,132 @@
+"""The samples that `headrace bench stream` trains on, in files and in a broker."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.manifest import MANIFEST_NAME, Manifest, OutputFile
+from pipeline.publish import PublishConfig, publish
+from pipeline.schema import InputError, schema_fingerprint
+from pipeline.specification import Specification
+
+logger = logging.getLogger(__name__)
+
+DIM: Final = 32
+TOPIC: Final = "bench-stream"
+_USERS, _ITEMS, _HISTORY, _PARTS = 200_000, 100_000, 10, 4
+SPECIFICATION: Final[dict[str, Any]] = {
+    "name": "bench-stream",
+    "scenarios": ["any"],
+    "history": {"length": _HISTORY},
+    "tables": {
+        "user": {"buckets": _USERS, "dim": DIM},
+        "item": {"buckets": _ITEMS, "dim": DIM},
+    },
+    "features": {
+        "query": [
+            {"name": "user_id", "kind": "id", "table": "user"},
+            {"name": "history_item_id", "kind": "ids", "table": "item"},
+        ],
+        "candidate": [{"name": "item_id", "kind": "id", "table": "item"}],
+    },
+}
+
+
+def specification() -> Specification:
+    """Returns what the samples of this benchmark are."""
+    return Specification.model_validate(SPECIFICATION)
+
+
+def write_samples(folder: Path, count: int) -> None:
+    """Writes `count` samples as `headrace samples` would."""
+    schema = specification().sample_schema
+    random = np.random.default_rng(1)
+    day, files = folder / "dt=2026-01-01", []
+    day.mkdir(parents=True)
+    for part in range(_PARTS):
+        rows = count // _PARTS
+        # Zipf with exponent 1.1, folded into the catalogue.
+        items = (random.zipf(1.1, rows * (_HISTORY + 1)) % _ITEMS).astype(np.int64)
+        history = pa.ListArray.from_arrays(
+            np.arange(0, rows * _HISTORY + 1, _HISTORY, dtype=np.int32), items[rows:]
+        )
+        columns = {
+            "event_id": pa.array(np.arange(rows)).cast(pa.string()),
+            "timestamp_ms": np.arange(rows),
+            "user_id": random.integers(0, _USERS, rows),
+            "item_id": items[:rows],
+            "scenario": pa.array(["any"] * rows),
+            "reward": np.ones(rows, np.float32),
+            "history_item_id": history,
+        }
+        path = day / f"part-{part:05}.parquet"
+        pq.write_table(pa.table(columns, schema=schema), path, row_group_size=32_768)
+        files.append(
+            OutputFile(
+                path=f"{day.name}/{path.name}", day="2026-01-01", part=part, rows=rows, sha256=""
+            )
+        )
+    manifest = Manifest(
+        sample_schema=schema_fingerprint(schema),
+        config="",
+        specification="",
+        watermark_ms=None,
+        num_parts=_PARTS,
+        counts={},
+        rejects={},
+        outcomes={},
+        inputs=[],
+        files=files,
+    )
+    (folder / MANIFEST_NAME).write_text(manifest.model_dump_json())
+
+
+def publish_samples(samples: Path, address: str) -> None:
+    """Publishes the written samples to TOPIC, as `headrace publish` would."""
+    config = PublishConfig(
+        bootstrap_servers=[address],
+        directory=samples,
+        topic=TOPIC,
+        create_partitions=_PARTS,
+        compression="lz4",
+    )
+    started = time.monotonic()
+    counts = publish(config, specification().sample_schema)
+    rate = sum(count.samples for count in counts) / (time.monotonic() - started)
+    logger.info("published at %.0f samples/s", rate)
+
+
+@contextlib.contextmanager
+def broker(address: str | None) -> Iterator[str]:
+    """Yields the address of a broker: the given one, or the tests' own, started for the while."""
+    if address is not None:
+        yield address
+        return
+    # Tests are not shipped, so their broker is a program that may be missing, not an import.
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.kafka"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as server:
+        started = server.stdout.readline().strip() if server.stdout else ""
+        if not started:
+            said = server.stderr.read().strip().splitlines() if server.stderr else []
+            raise InputError(
+                "--kafka: found no broker; expected HOST:PORT, or a checkout after 'make kafka':"
+                f" {said[-1] if said else 'it said nothing'}"
+            )
+        yield started
+        server.communicate()
