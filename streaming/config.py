@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 from streaming.sources.kafka import KafkaSourceConfig
 
@@ -56,11 +56,73 @@ class ClusterConfig(_Section):
     """Ranges scheduled per worker at any time: one to train, the others to hide the latency."""
 
 
+class MergeConfig(_Section):
+    """How a push merges with what others pushed since its range was pulled; see `servers.merge`."""
+
+    rule: Literal["sum", "touches", "adagrad", "agreement"] = "sum"
+    power: Annotated[float, Field(gt=0)] = 1.0
+    """`touches` divides a row's difference by 1 + touches of others, to this power."""
+
+
 class CheckpointConfig(_Section):
     """When the whole state is saved, and how many saves are kept."""
 
     every_seconds: Annotated[float, Field(gt=0)] = 60.0
+    every_event_seconds: Annotated[float, Field(gt=0)] | None = None
+    """Also save when the low watermark crosses a multiple of so many seconds of event time."""
     keep: Annotated[int, Field(ge=1)] = 3
+    background: bool = True
+    """Write from a copy in the parameter servers' memory, which doubles it, while training goes on;
+    otherwise training waits until the checkpoint is written."""
+
+
+class StartConfig(_Section):
+    """A first position that has to be looked up: exactly one of the three."""
+
+    timestamp: AwareDatetime | None = None
+    """The first record, per partition, whose newest sample is of this time or later."""
+    offsets: str | None = None
+    """A JSON file of offsets, as `headrace offsets` exports it."""
+    checkpoint_of: str | None = None
+    """The `train.directory` of another run: from where its newest checkpoint stands."""
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Self:
+        if len(self.model_fields_set) != 1:
+            raise ValueError("expected exactly one of 'timestamp', 'offsets' and 'checkpoint_of'")
+        return self
+
+
+class EndConfig(_Section):
+    """An end that has to be watched for: exactly one of the two."""
+
+    timestamp: AwareDatetime | None = None
+    """All records, per partition, before the first whose newest sample is of this time or later."""
+    samples: Annotated[int, Field(ge=1)] | None = None
+    """The first whole record with which all lives of this run have applied so many samples."""
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Self:
+        if len(self.model_fields_set) != 1:
+            raise ValueError("expected exactly one of 'timestamp' and 'samples'")
+        return self
+
+
+class StreamConfig(_Section):
+    """Which part of the source is read, and in what order."""
+
+    start: Literal["earliest", "latest"] | StartConfig = "earliest"
+    """Where a run that has no checkpoint begins; partitions added later begin at their first."""
+    end: Literal["now", "never"] | EndConfig = "now"
+    """Where it ends: `now` is what the source holds when the coordinator starts."""
+    max_skew_seconds: Annotated[float, Field(gt=0)] | None = None
+    """How far, in event time, a partition may be ahead of the one furthest behind; None: any."""
+    idle_timeout_seconds: Annotated[float, Field(ge=0)] = 10.0
+    """A partition that has had nothing to read for so long holds no other back."""
+    shuffle_window: Annotated[int, Field(ge=0)] = 8192
+    """Samples of a range are shuffled within so many neighbours; 0 keeps their order."""
+    read_ahead_bytes: Annotated[int, Field(ge=0)] = 64 << 20
+    """Decoded bytes that a worker may hold of the range after its present one; 0: none."""
 
 
 class TrainConfig(_Section):
@@ -69,8 +131,7 @@ class TrainConfig(_Section):
     directory: str
     """Holds `checkpoints/`, `dead-letters/` and `metrics.jsonl`; on a cluster, shared by all."""
     source: SourceConfig
-    follow: bool = False
-    """Wait for new samples at the end of the source, instead of ending there."""
+    stream: StreamConfig = StreamConfig()
     batch_size: Annotated[int, Field(ge=2)] = 1024
     batches_per_range: Annotated[int, Field(ge=1, le=1024)] = 8
     """Mini-batches that a worker learns between exchanges with the parameter servers."""
