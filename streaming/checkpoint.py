@@ -39,6 +39,22 @@ class _DamagedError(Exception):
     """A checkpoint is not as it was written; the message says how."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Freshness:
+    """How new the events in a checkpoint are. Times are milliseconds since 1970.
+
+    Attributes:
+        taken_ms: When, by the coordinator's clock, its state was copied.
+        watermark_ms: The low watermark: all events before it, of every partition that is not idle,
+            are in it; None if no event's time is known.
+        newest_event_ms: The time of the newest event in it, or None.
+    """
+
+    taken_ms: int = 0
+    watermark_ms: int | None = None
+    newest_event_ms: int | None = None
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class LoadedCheckpoint:
     """A checkpoint's content, off the cluster.
@@ -49,6 +65,8 @@ class LoadedCheckpoint:
         step: Mini-batches applied.
         ledger: What was applied, as `Ledger.to_json` has it.
         specification_fingerprint: The specification that it was trained with.
+        freshness: Which events are in it.
+        name: The name of its folder.
     """
 
     parameters: dict[str, np.ndarray]
@@ -57,10 +75,16 @@ class LoadedCheckpoint:
     step: int
     ledger: dict[str, Any]
     specification_fingerprint: str
+    freshness: Freshness = Freshness()
+    name: str = ""
 
 
 class CheckpointStore:
-    """The checkpoints of one training run, which one coordinator at a time may write."""
+    """The checkpoints of one training run, which one coordinator at a time may write.
+
+    Attributes:
+        restored: The freshness of the checkpoint that was restored.
+    """
 
     def __init__(self, directory: Path, *, keep: int, fingerprints: Mapping[str, str]) -> None:
         """Opens the folder, creating it.
@@ -74,6 +98,7 @@ class CheckpointStore:
         self._directory = directory.absolute()
         self._keep = keep
         self._fingerprints = dict(fingerprints)
+        self.restored = Freshness()
         self._directory.mkdir(parents=True, exist_ok=True)
 
     @contextlib.contextmanager
@@ -99,8 +124,15 @@ class CheckpointStore:
         durable.write(path, str(life))
         return life
 
-    def save(self, checkpoint: tf.train.Checkpoint, ledger: Ledger, *, step: int) -> Path:
-        """Saves the state of a settled ledger; nothing may be in flight.
+    def save(
+        self,
+        checkpoint: tf.train.Checkpoint,
+        ledger: Ledger,
+        *,
+        step: int,
+        freshness: Freshness = Freshness(),
+    ) -> Path:
+        """Saves the state of a settled ledger; neither may change until it returns.
 
         Returns:
             The checkpoint's folder.
@@ -118,6 +150,7 @@ class CheckpointStore:
             "format": 1,
             "step": step,
             "ledger": json.loads(text),
+            "freshness": dataclasses.asdict(freshness),
             "fingerprints": self._fingerprints,
             "files": files,
         }
@@ -144,6 +177,7 @@ class CheckpointStore:
             # What a damaged one has left half read, the one before it writes over.
             checkpoint.read(str(folder / "state")).assert_consumed()
             logger.info("restored %s, step %d", folder.name, manifest["step"])
+            self.restored = _freshness(manifest)
             return Ledger.from_json(json.dumps(manifest["ledger"]))
 
         return _read_newest(self._directory, read)
@@ -184,7 +218,13 @@ def _load(folder: Path, manifest: Mapping[str, Any]) -> LoadedCheckpoint:
         step=manifest["step"],
         ledger=manifest["ledger"],
         specification_fingerprint=manifest["fingerprints"]["specification"],
+        freshness=_freshness(manifest),
+        name=folder.name,
     )
+
+
+def _freshness(manifest: Mapping[str, Any]) -> Freshness:
+    return Freshness(**manifest.get("freshness", {}))
 
 
 def _saved_name(key: str) -> str:

@@ -48,7 +48,7 @@ class Feed:
         ledger.adopt(self._starts, self._first_ends)
         self._ledger = ledger
         self._plan = Plan(
-            ledger.offsets, linger_seconds=_LINGER_SECONDS if self._config.follow else 0.0
+            ledger.offsets, linger_seconds=_LINGER_SECONDS if self.endless else 0.0
         )
         self._extend(time.monotonic())
         self._seen = time.monotonic()
@@ -59,7 +59,7 @@ class Feed:
         Raises:
             SourceUnavailableError: If it has been away for `stall_seconds`.
         """
-        if not self._config.follow or now - self._seen < _SOURCE_SECONDS:
+        if not self.endless or now - self._seen < _SOURCE_SECONDS:
             return
         try:
             self._extend(now)
@@ -73,9 +73,14 @@ class Feed:
         """Returns the next range and a later one, or None for none now; see `Plan.take`."""
         return self._plan.take(look_ahead=look_ahead, now=now)
 
-    def identity(self) -> dict[str, str]:
-        """Returns what the ledger's offsets are counted in."""
-        return self._source.identity(self._ledger.offsets)
+    def identity(self, offsets: Mapping[Partition, int]) -> dict[str, str]:
+        """Returns what these offsets of the ledger are counted in."""
+        return self._source.identity(offsets)
+
+    @property
+    def endless(self) -> bool:
+        """Whether new records are waited for at the end of the source."""
+        return self._config.stream.end != "now"
 
     @property
     def remaining(self) -> int:

@@ -115,6 +115,10 @@ class Ledger:
         ledger.totals = Totals(**stored["totals"])
         return ledger
 
+    def copy(self) -> Self:
+        """Returns a settled ledger's copy; see `to_json`."""
+        return self.from_json(self.to_json())
+
     def adopt(self, starts: Mapping[Partition, int], ends: Mapping[Partition, int]) -> None:
         """Adds partitions that it does not know, from their first record.
 

@@ -263,7 +263,7 @@ def test_nothing_finished_for_too_long_asks_for_a_restart(run):
 
 def test_following_trains_what_comes_later_and_survives_a_source_that_is_away(run, caplog):
     run.source.ends = {A: 100, B: 100}
-    coordinator = run.coordinator(follow=True)
+    coordinator = run.coordinator(stream={"end": "never"})
     done = []
     thread = threading.Thread(target=lambda: done.append(coordinator.run()))
     thread.start()
