@@ -172,9 +172,9 @@ class TrainingProcess:
         from streaming.worker.reader import RangeReader, run_name
 
         directory = Path(self._config.directory) / "dead-letters"
-        RangeReader(self._source(), self._model.inputs, dead_letters=directory).register(
-            run_name(self._config, self._fingerprints())
-        )
+        RangeReader(
+            self._source(), self._model.inputs, dead_letters=directory, stream=self._config.stream
+        ).register(run_name(self._config, self._fingerprints()))
 
     def coordinate(self, topology: Topology) -> int:
         """Runs the coordinator, and ends this process with its exit code."""

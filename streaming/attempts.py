@@ -18,7 +18,6 @@ from streaming.worker.step import COUNTS
 logger = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 0.5
-_NOTHING = [0, 0, 0]
 # What the loss of a worker, or of the way to it, looks like. Anything else would only come again.
 PASSING = (
     tf.errors.UnavailableError,
@@ -69,8 +68,8 @@ class RangeRunner:
         """
         arguments = (
             tf.constant([slot, next(self._sequences)], tf.int64),
-            tf.constant(wanted.partition.topic),
-            tf.constant(_numbers(wanted) + _hint(wanted, likely), tf.int64),
+            tf.constant([wanted.partition.topic, (likely or wanted).partition.topic]),
+            tf.constant(_numbers(wanted) + _numbers(likely), tf.int64),
         )
         while True:
             scheduled = self._schedule(arguments)
@@ -110,12 +109,5 @@ def _explain(wanted: Range, status: Status, detail: str) -> None:
     time.sleep(_RETRY_SECONDS)
 
 
-def _numbers(wanted: Range) -> list[int]:
-    return [wanted.partition.number, wanted.start, wanted.end]
-
-
-def _hint(wanted: Range, likely: Range | None) -> list[int]:
-    # The function has one topic argument: ranges of other topics are read when they come.
-    if likely is None or likely.partition.topic != wanted.partition.topic:
-        return _NOTHING
-    return _numbers(likely)
+def _numbers(of: Range | None) -> list[int]:
+    return [0, 0, 0] if of is None else [of.partition.number, of.start, of.end]

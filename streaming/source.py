@@ -29,6 +29,19 @@ class Range:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Place:
+    """A record and its event time.
+
+    Attributes:
+        offset: Its offset in the partition.
+        time_ms: Event time of its newest sample, in milliseconds since 1970.
+    """
+
+    offset: int
+    time_ms: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Reject:
     """A record that could not become samples.
 
@@ -79,6 +92,14 @@ class Source(Protocol):
 
     def end_offsets(self) -> dict[Partition, int]:
         """Returns the offset after the last record that can be read now, per partition."""
+
+    def offsets_at(self, time_ms: int) -> dict[Partition, Place]:
+        """Returns, per partition, the first record that reaches an event time.
+
+        That is the first whose newest sample is of `time_ms` or later. A partition that has no such
+        record now is left out. All partitions are asked at once: the trainer calls this each time
+        that its watermark has moved on by a part of `max_skew_seconds`.
+        """
 
     def identity(self, offsets: Mapping[Partition, int]) -> dict[str, str]:
         """Returns what must stay equal for these offsets to stay meaningful, by topic.

@@ -11,12 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.manifest import OutputFile, read_manifest
-from pipeline.schema import InputError, check_columns, conform
-from streaming.source import Partition, Range, ReadResult
+from pipeline.schema import TIMESTAMP_MS, InputError, check_columns, conform
+from streaming.source import Partition, Place, Range, ReadResult
 
 TOPIC: Final = "archive"
 
@@ -134,6 +135,14 @@ class ArchiveSource:
         self._append_new_days()
         return {partition: self._rows(partition) for partition in self.partitions()}
 
+    def offsets_at(self, time_ms: int) -> dict[Partition, Place]:
+        """Returns the first row of `time_ms` or later, per partition that has one.
+
+        The first replay is looked through: later ones go back in event time.
+        """
+        found = {p: self._first_at(log, time_ms) for p, log in self._logs.items()}
+        return {partition: place for partition, place in found.items() if place is not None}
+
     def identity(self, offsets: Mapping[Partition, int]) -> dict[str, str]:
         """Returns a fingerprint of the rows before the offsets; days appended leave it the same."""
         lines = []
@@ -168,6 +177,20 @@ class ArchiveSource:
     def close(self) -> None:
         """Drops the decoded row groups."""
         self._groups.clear()
+
+    def _first_at(self, log: _Log, time_ms: int) -> Place | None:
+        before = 0
+        for file in log.files:
+            # A file's rows are in the order of time, so its row groups are, too.
+            for group, rows in enumerate(_group_rows(file)):
+                newest = _newest_ms(file, group)
+                if newest is None or newest >= time_ms:
+                    times = self._groups.get(file, group).column(TIMESTAMP_MS).to_numpy()
+                    late = np.flatnonzero(times >= time_ms)
+                    if late.size:
+                        return Place(before + int(late[0]), int(times[late[0]]))
+                before += rows
+        return None
 
     def _pieces(self, log: _Log, start: int, end: int) -> Iterator[pa.Table]:
         """Yields the rows from `start` to `end`, one slice per row group."""
@@ -273,6 +296,17 @@ def _open_file(path: Path, entry: OutputFile, schema: pa.Schema) -> _File:
         raise _unreadable(path, f"{metadata.num_rows} rows, not {entry.rows} as in its manifest")
     rows = (metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
     return _File(path, entry, row_ends=tuple(itertools.accumulate(rows)), metadata=metadata)
+
+
+def _group_rows(file: _File) -> list[int]:
+    return [file.metadata.row_group(number).num_rows for number in range(len(file.row_ends))]
+
+
+def _newest_ms(file: _File, group: int) -> int | None:
+    """Returns the newest event time in a row group, or None if its footer does not say."""
+    column = file.metadata.schema.names.index(TIMESTAMP_MS)
+    statistics = file.metadata.row_group(group).column(column).statistics
+    return statistics.max if statistics is not None and statistics.has_min_max else None
 
 
 class _RowGroupCache:

@@ -20,7 +20,14 @@ from pydantic import Field
 from pipeline.schema import InputError
 from pipeline.topics.connection import BrokerConnection, watch_client_log
 from pipeline.topics.record import RecordError, decode
-from streaming.source import Partition, Range, ReadResult, Reject, SourceUnavailableError
+from streaming.source import (
+    Partition,
+    Place,
+    Range,
+    ReadResult,
+    Reject,
+    SourceUnavailableError,
+)
 
 _POLL_MS: Final = 50
 _CLOSE_MS: Final = 1000
@@ -91,6 +98,23 @@ class KafkaSource:
     def end_offsets(self) -> dict[Partition, int]:
         """Returns the end of what is committed (the last stable offset), per partition."""
         return self._offsets("end_offsets")
+
+    def offsets_at(self, time_ms: int) -> dict[Partition, Place]:
+        """Returns the first record with a timestamp of `time_ms` or later, per partition.
+
+        The timestamp is what the producer set: event time if it was `headrace publish`.
+        """
+        partitions = {TopicPartition(p.topic, p.number): p for p in self.partitions()}
+        with self._failing_as("asking for offsets"):
+            found = self._connected().offsets_for_times(
+                dict.fromkeys(partitions, max(0, time_ms)),
+                timeout_ms=self._config.stall_timeout_seconds * 1000,
+            )
+        return {
+            partition: Place(found[place].offset, found[place].timestamp)
+            for place, partition in partitions.items()
+            if found.get(place) is not None and found[place].offset >= 0
+        }
 
     def read(self, wanted: Range) -> ReadResult:
         """Reads a range, whole.

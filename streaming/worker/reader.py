@@ -23,14 +23,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import tensorflow as tf
 from tensorflow.python.ops import script_ops
 
 from models.contract import FeatureValue, Input
 from models.features import column_arrays, feature_value
-from pipeline.schema import InputError
-from streaming.config import TrainConfig
+from pipeline.schema import TIMESTAMP_MS, InputError
+from streaming.config import StreamConfig, TrainConfig
 from streaming.source import (
     Partition,
     Range,
@@ -44,6 +45,8 @@ logger = logging.getLogger(__name__)
 _READ_TOKEN = "headrace.read_range"
 _WHERE_TOKEN = "headrace.whereabouts"
 COORDINATOR = b"coordinator"
+COUNTS = ("status", "samples", "rejects", "lost", "first_ms", "last_ms")
+NO_TIME = -1
 
 
 class Status(enum.IntEnum):
@@ -58,17 +61,29 @@ class Status(enum.IntEnum):
 class RangeReader:
     """Reads ranges in a worker: never raises, since an error in a closure ends the whole run.
 
-    A read ahead of the next range overlaps with training on this one. Samples are shuffled within
-    their range by a seed made from the range, so a retry sees the same order. Rejected records go
-    to one dead-letter file per range, whose name makes a retry overwrite it.
+    A read ahead of the next range overlaps with training on this one, if the next one fits into
+    `read_ahead_bytes`: by the largest record so far it is judged before it is read, and by its own
+    size afterwards. Samples are shuffled by a seed made from the range, so a retry sees the same
+    order. Rejected records go to one dead-letter file per range, whose name makes a retry overwrite
+    it.
     """
 
-    def __init__(self, source: Source, inputs: Sequence[Input], *, dead_letters: Path) -> None:
+    def __init__(
+        self,
+        source: Source,
+        inputs: Sequence[Input],
+        *,
+        dead_letters: Path,
+        stream: StreamConfig | None = None,
+    ) -> None:
         self._source = source
         self._inputs = list(inputs)
         self._dead_letters = dead_letters
+        self._stream = stream or StreamConfig()
+        self._last_bytes = 0
+        self._bytes_per_record = 0.0
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead")
-        self._ahead: tuple[Range, Future[list[np.ndarray]]] | None = None
+        self._ahead: tuple[Range, Future[list[np.ndarray] | None]] | None = None
         self._lock = threading.Lock()
 
     def register(self, run: str) -> None:
@@ -81,24 +96,31 @@ class RangeReader:
         name = f"{run}/{uuid.uuid4().hex}".encode()
         _register({_READ_TOKEN: self._read_for_graph, _WHERE_TOKEN: lambda: name})
 
-    def _read_for_graph(self, topic: bytes, numbers: np.ndarray) -> list[np.ndarray]:
+    def _read_for_graph(self, topics: np.ndarray, numbers: np.ndarray) -> list[np.ndarray]:
         number, start, end, next_number, next_start, next_end = (int(n) for n in numbers)
-        name = topic.decode()
-        wanted = Range(Partition(name, number), start, end)
-        likely = Range(Partition(name, next_number), next_start, next_end)
+        wanted = Range(Partition(topics[0].decode(), number), start, end)
+        likely = Range(Partition(topics[1].decode(), next_number), next_start, next_end)
         with self._lock:
             columns = self._take(wanted)
-            if next_end > next_start:
-                self._ahead = (likely, self._pool.submit(self._columns, likely))
+            expected = (next_end - next_start) * self._bytes_per_record
+            if next_end > next_start and expected <= self._stream.read_ahead_bytes:
+                self._ahead = (likely, self._pool.submit(self._columns_if_small, likely))
         return columns
 
     def _take(self, wanted: Range) -> list[np.ndarray]:
         ahead, self._ahead = self._ahead, None
         if ahead is not None and ahead[0] == wanted:
-            return ahead[1].result()
-        if ahead is not None and not ahead[1].cancel():
-            ahead[1].result()  # one thread at a time may use the source
+            columns = ahead[1].result()
+            if columns is not None:
+                return columns
+        elif ahead is not None:
+            ahead[1].cancel()
+        # The pool has one thread, as the source may have one user at a time.
         return self._pool.submit(self._columns, wanted).result()
+
+    def _columns_if_small(self, likely: Range) -> list[np.ndarray] | None:
+        columns = self._columns(likely)
+        return columns if self._last_bytes <= self._stream.read_ahead_bytes else None
 
     def _columns(self, wanted: Range) -> list[np.ndarray]:
         """Returns [status, counts, detail] and the columns, flat, in the order of the inputs."""
@@ -106,7 +128,9 @@ class RangeReader:
         try:
             result = self._source.read(wanted)
             self._write_dead_letters(wanted, result)
-            columns = self._flatten(_shuffled(result.samples, wanted))
+            order = shuffled(wanted, result.samples.num_rows, window=self._stream.shuffle_window)
+            columns = self._flatten(result.samples.take(pa.array(order)))
+            self._measure(wanted, result.samples)
         except (SourceUnavailableError, OSError) as error:  # a shared volume may be away, too
             status, detail = Status.UNAVAILABLE, str(error)
         except InputError as error:
@@ -119,7 +143,13 @@ class RangeReader:
             result = ReadResult(pa.table(empty), [], 0)
             columns = self._flatten(result.samples)
         counts = [int(status), result.samples.num_rows, len(result.rejects), result.lost]
+        counts += _event_times(result.samples)
         return [np.array(counts, np.int64), np.array(detail.encode(), object), *columns]
+
+    def _measure(self, wanted: Range, samples: pa.Table) -> None:
+        self._last_bytes = sum(samples.column(column.name).nbytes for column in self._inputs)
+        per_record = self._last_bytes / max(1, wanted.end - wanted.start)
+        self._bytes_per_record = max(self._bytes_per_record, per_record)
 
     def _flatten(self, samples: pa.Table) -> list[np.ndarray]:
         return [
@@ -176,25 +206,25 @@ def whereabouts() -> tf.Tensor:
 
 
 def read_range(
-    topic: tf.Tensor, numbers: tf.Tensor, inputs: Sequence[Input]
+    topics: tf.Tensor, numbers: tf.Tensor, inputs: Sequence[Input]
 ) -> tuple[tf.Tensor, tf.Tensor, dict[str, FeatureValue]]:
     """Reads a range where this graph runs.
 
     Args:
-        topic: string scalar.
+        topics: [2] string: topic of the range, and of the range that is likely to follow here.
         numbers: [6] int64: partition number, start and end of the range, and the same of the range
-            that is likely to follow here (start = end: none).
+            that is likely to follow (start = end: none).
         inputs: The columns to read.
 
     Returns:
-        counts ([4] int64: status, samples, rejects, lost), detail (string scalar) and the features
-        by name, raw.
+        counts ([6] int64, named by COUNTS; the times are those of the range's oldest and newest
+        sample in milliseconds, or NO_TIME), detail (string scalar) and the features by name, raw.
     """
     types: list[tf.DType] = [tf.int64, tf.string]
     for column in inputs:
         types += [column.dtype, tf.int64] if column.ragged else [column.dtype]
-    outputs = list(tf.raw_ops.PyFunc(input=[topic, numbers], token=_READ_TOKEN, Tout=types))
-    counts, detail = tf.ensure_shape(outputs[0], [4]), tf.ensure_shape(outputs[1], [])
+    outputs = list(tf.raw_ops.PyFunc(input=[topics, numbers], token=_READ_TOKEN, Tout=types))
+    counts, detail = tf.ensure_shape(outputs[0], [len(COUNTS)]), tf.ensure_shape(outputs[1], [])
     rest = iter(outputs[2:])
     features: dict[str, FeatureValue] = {}
     for column in inputs:
@@ -203,11 +233,29 @@ def read_range(
     return counts, detail, features
 
 
-def _shuffled(samples: pa.Table, wanted: Range) -> pa.Table:
+def shuffled(wanted: Range, num_samples: int, *, window: int) -> np.ndarray:
+    """Returns [num_samples] int64 numbers of a range's samples in the order to learn them.
+
+    Samples change places within blocks of `window` neighbours (0: none do), by a seed made from the
+    range, so that a retry sees the same order.
+    """
+    numbers = np.arange(num_samples)
+    if window == 0:
+        return numbers
     # crc32, not hash(): the builtin differs from process to process.
     seed = [zlib.crc32(wanted.partition.topic.encode()), wanted.partition.number, wanted.start]
-    order = np.random.default_rng(seed).permutation(samples.num_rows)
-    return samples.take(pa.array(order))
+    generator = np.random.default_rng(seed)
+    starts = range(0, num_samples, window)
+    blocks = [generator.permutation(numbers[at : at + window]) for at in starts]
+    return np.concatenate(blocks) if blocks else numbers
+
+
+def _event_times(samples: pa.Table) -> list[int]:
+    """Returns the event times of the oldest and the newest sample, in milliseconds."""
+    if TIMESTAMP_MS not in samples.column_names:
+        return [NO_TIME, NO_TIME]
+    found = pc.min_max(samples.column(TIMESTAMP_MS)).as_py()
+    return [NO_TIME if time is None else time for time in (found["min"], found["max"])]
 
 
 def _arrow_type(column: Input) -> pa.DataType:

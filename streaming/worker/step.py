@@ -38,7 +38,7 @@ class Report(NamedTuple):
     detail: tf.Tensor
 
 
-COUNTS = ("status", "samples", "rejects", "lost", "batches", "applied", "torn")
+COUNTS = (*reader.COUNTS, "batches", "applied", "torn")
 
 
 class MiniBatches:
@@ -192,19 +192,19 @@ class RangeFunction:
         self._mini_batches = MiniBatches(state.model, batch_size=batch_size)
 
     def build(self) -> tf.types.experimental.PolymorphicFunction:
-        """Returns the function to schedule: (mark [2], topic, numbers [6]) to a `Report`.
+        """Returns the function to schedule: (mark [2], topics [2], numbers [6]) to a `Report`.
 
-        `mark` is (slot, sequence); `topic` and `numbers` are as in `reader.read_range`.
+        `mark` is (slot, sequence); `topics` and `numbers` are as in `reader.read_range`.
         """
         signature = [
             tf.TensorSpec([2], tf.int64),
-            tf.TensorSpec([], tf.string),
+            tf.TensorSpec([2], tf.string),
             tf.TensorSpec([6], tf.int64),
         ]
         return tf.function(self._run, input_signature=signature, autograph=False)
 
-    def _run(self, mark: tf.Tensor, topic: tf.Tensor, numbers: tf.Tensor) -> Report:
-        read, detail, raw = reader.read_range(topic, numbers, self._model.inputs)
+    def _run(self, mark: tf.Tensor, topics: tf.Tensor, numbers: tf.Tensor) -> Report:
+        read, detail, raw = reader.read_range(topics, numbers, self._model.inputs)
         num_samples = read[1]
         num_batches = -(-num_samples // self._batch_size)
         sightings, probability = self._frequencies(raw, num_batches)

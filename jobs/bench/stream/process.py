@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from jobs.main import run_job
 from jobs.train import TrainingProcess, argument_parser, run_role
-from streaming.source import Partition, Range, ReadResult, Source
+from streaming.source import Partition, Place, Range, ReadResult, Source
 from streaming.sources.archive import ArchiveSource
 
 
@@ -35,6 +35,9 @@ class MemorySource:
 
     def end_offsets(self) -> dict[Partition, int]:
         return self._archive.end_offsets()
+
+    def offsets_at(self, time_ms: int) -> dict[Partition, Place]:
+        return self._archive.offsets_at(time_ms)
 
     def identity(self, offsets: Mapping[Partition, int]) -> dict[str, str]:
         return self._archive.identity(offsets)

@@ -41,10 +41,15 @@ class NumberSource:
         return ReadResult(pa.table({"item_id": numbers}), self.rejects, 0)
 
 
+def read_now(reader: RangeReader, start: int, end: int) -> list[np.ndarray]:
+    topics = np.array([b"numbers", b"numbers"], object)
+    return reader._read_for_graph(topics, np.array([0, start, end, 0, 0, 0]))
+
+
 def run(function, *, slot: int, sequence: int, start: int, end: int) -> Report:
     return function(
         tf.constant([slot, sequence], tf.int64),
-        tf.constant("numbers"),
+        tf.constant(["numbers", "numbers"]),
         tf.constant([0, start, end, 0, 0, 0], tf.int64),
     )
 
@@ -72,7 +77,7 @@ def test_a_range_that_is_pushed_twice_counts_once(tmp_path, servers):
     for _ in range(3):
         report = run(function, slot=0, sequence=FLOOR + 1, start=10, end=40)
     counts = report.counts.numpy().tolist()
-    assert counts == [Status.OK, 30, 0, 0, 4, 0, 0]  # 4 batches of up to 8; applied by none now
+    assert counts == [Status.OK, 30, 0, 0, -1, -1, 4, 0, 0]  # 4 batches of up to 8; applied by none
     expected = np.zeros(50)
     expected[10:40] = 1
     np.testing.assert_array_equal(table_of(state, "counter")[:, 0], expected)
@@ -95,7 +100,7 @@ def test_a_push_that_reached_one_server_is_finished_on_the_others_only(tmp_path)
     for marks in (state.begun[0], state.applied[0]):  # server 0 has had this range
         marks[0].assign(FLOOR + 1)
     report = run(function, slot=0, sequence=FLOOR + 1, start=0, end=50)
-    assert report.counts.numpy()[5] == 1
+    assert report.counts.numpy()[7] == 1
     assert np.flatnonzero(table_of(state, "counter")).tolist() == list(range(25, 50))
 
 
@@ -103,14 +108,14 @@ def test_a_torn_push_is_seen_and_not_repeated(tmp_path):
     state, function = make(CountingModel(50), NumberSource(), tmp_path, servers=2)
     state.begun[1][0].assign(FLOOR + 1)  # began on server 1 and was cut there
     report = run(function, slot=0, sequence=FLOOR + 1, start=0, end=50)
-    assert report.counts.numpy()[5:].tolist() == [1, 1]  # applied by one server, torn on one
+    assert report.counts.numpy()[7:].tolist() == [1, 1]  # applied by one server, torn on one
     assert np.flatnonzero(table_of(state, "counter")).tolist() == list(range(25))
 
 
 def test_an_empty_range_leaves_everything_as_it_was(tmp_path):
     state, function = make(CountingModel(50), NumberSource(), tmp_path, servers=1)
     report = run(function, slot=0, sequence=FLOOR + 1, start=7, end=7)
-    assert report.counts.numpy()[:5].tolist() == [Status.OK, 0, 0, 0, 0]
+    assert report.counts.numpy()[:7].tolist() == [Status.OK, 0, 0, 0, -1, -1, 0]
     assert not table_of(state, "counter").any()
 
 
@@ -132,7 +137,7 @@ def test_a_range_that_cannot_be_read_is_not_marked_and_counts_when_it_can(tmp_pa
     assert str(error) in report.detail.numpy().decode()
     source.error = None
     report = run(function, slot=0, sequence=FLOOR + 1, start=0, end=50)
-    assert report.counts.numpy()[[0, 5]].tolist() == [Status.OK, 1]
+    assert report.counts.numpy()[[0, 7]].tolist() == [Status.OK, 1]
     assert table_of(state, "counter").sum() == 50
 
 
@@ -154,9 +159,10 @@ def test_a_read_ahead_is_used(tmp_path):
     source = NumberSource()
     state, function = make(CountingModel(50), source, tmp_path, servers=1)
     mark = tf.constant([0, FLOOR + 1], tf.int64)
-    function(mark, tf.constant("numbers"), tf.constant([0, 0, 10, 0, 10, 20], tf.int64))
+    topics = tf.constant(["numbers", "numbers"])
+    function(mark, topics, tf.constant([0, 0, 10, 0, 10, 20], tf.int64))
     mark = tf.constant([0, FLOOR + 2], tf.int64)
-    function(mark, tf.constant("numbers"), tf.constant([0, 10, 20, 0, 0, 0], tf.int64))
+    function(mark, topics, tf.constant([0, 10, 20, 0, 0, 0], tf.int64))
     assert source.reads == 2
     assert table_of(state, "counter").sum() == 20
 
@@ -208,7 +214,7 @@ def test_a_range_equals_its_mini_batches_taken_one_by_one_in_numpy(tmp_path, kin
     reader = RangeReader(source, model.inputs, dead_letters=tmp_path)
     for number, (start, end) in enumerate([(0, 10), (10, 21)]):
         run(function, slot=0, sequence=FLOOR + 1 + number, start=start, end=end)
-        ids = reader._read_for_graph(b"numbers", np.array([0, start, end, 0, 0, 0]))[2] % 6
+        ids = read_now(reader, start, end)[2] % 6
         for begin in range(0, len(ids), 4):
             batch = ids[begin : begin + 4]
             error = rows[batch] @ weight - 1
