@@ -18,12 +18,13 @@ import tensorflow as tf
 from models.contract import Model
 from pipeline.schema import InputError
 from streaming.attempts import Cluster, RangeRunner, RestartNeededError
-from streaming.checkpoint import CheckpointStore
+from streaming.checkpoint import CheckpointStore, Freshness
 from streaming.cluster import Topology, connect
 from streaming.config import TrainConfig
 from streaming.feed import Feed
 from streaming.ledger import Ledger, Totals
 from streaming.metrics import Watch
+from streaming.saver import Saved, Saver, Schedule, Snapshot
 from streaming.servers.state import ServerState
 from streaming.source import Range, Source
 from streaming.worker import reader
@@ -58,6 +59,7 @@ class Coordinator:
         connect_to: Callable[[Topology], Cluster] = connect,
     ) -> None:
         self._model = model
+        self._source = source
         self._config = config
         self._topology = topology
         self._connect = connect_to
@@ -93,8 +95,9 @@ class Coordinator:
         with self._store.owned() as floor, self._watched():
             fresh = self._feed.open()
             self._set_up(floor)
-            self._ledger = self._store.restore(self._checkpoint) or fresh
+            self._ledger = self._store.restore(self._saver.checkpoint) or fresh
             self._feed.begin(self._ledger)
+            self._saved_records = self._ledger.totals.records
             self._state.align_clocks()
             self._check_workers()
             self._watch = Watch(self._metrics_path)
@@ -115,7 +118,11 @@ class Coordinator:
             num_slots=slots,
             floor=floor,
         )
-        self._checkpoint = tf.train.Checkpoint(**self._state.trackables())
+        self._saver = Saver(
+            self._store,
+            self._state.trackables(),
+            background=self._config.checkpoint.background,
+        )
         function = RangeFunction(self._state, batch_size=self._config.batch_size).build()
         self._cluster = cluster
         self._runner = RangeRunner(cluster, function, floor=floor)
@@ -145,19 +152,25 @@ class Coordinator:
         self._seen_alive()
         for thread in self._threads:
             thread.start()
-        saved_at, saved_records = time.monotonic(), self._ledger.totals.records
+        schedule = Schedule(self._config.checkpoint, now=time.monotonic())
         while not self._finished():
             with self._changed:
                 self._changed.wait(_TICK_SECONDS)
             now = self._main_seen = time.monotonic()
             self._check_health(now)
             self._feed.refresh(now)
-            due = now - saved_at >= self._config.checkpoint.every_seconds
-            if due and self._ledger.totals.records != saved_records:
+            self._note_saved(self._saver.finished())
+            watermark = self._freshness().watermark_ms
+            if self._saver.busy or not schedule.due(now, watermark):
+                continue
+            if self._ledger.totals.records != self._saved_records:
                 self._save()
-                saved_at, saved_records = time.monotonic(), self._ledger.totals.records
-        if self._ledger.totals.records != saved_records or self._in_flight or not saved_records:
-            self._save()
+                schedule.saved(time.monotonic(), watermark)
+        while self._saver.busy:  # what this thread cannot save twice at a time
+            self._note_saved(self._saver.finished(wait_seconds=_TICK_SECONDS))
+        at = self._saved_records
+        if self._ledger.totals.records != at or self._in_flight or not at:
+            self._save(last=True)
         self._tell(final=True)
 
     def _finished(self) -> bool:
@@ -192,8 +205,37 @@ class Coordinator:
                     " directory"
                 )
 
-    def _save(self) -> None:
-        """Drains and saves: nothing is in flight while the state is written."""
+    def _save(self, *, last: bool = False) -> None:
+        """Saves the state and the ledger of one moment, at which nothing is in flight.
+
+        Training waits until they are copied; or, if it ends or has no memory for a copy, written.
+        """
+        paused = time.monotonic()
+        self._pause()
+        complete = not self._feed.endless and self._exhausted()
+        self._check_rejects(at_least=1 if complete else _JUDGED_RECORDS)
+        self._seen_alive()
+        step, ledger = int(self._state.step.numpy()), self._ledger.copy()
+        freshness = self._freshness()
+        aside = self._saver.background and not last
+        if aside:
+            self._saver.take()
+            self._resume()
+            stall = time.monotonic() - paused
+        ledger.identity = self._feed.identity(ledger.offsets)
+        snapshot = Snapshot(ledger=ledger, step=step, freshness=freshness)
+        if aside:
+            self._saver.write(snapshot)
+        else:
+            self._note_saved(self._saver.write_now(snapshot))
+            self._resume()
+            stall = time.monotonic() - paused
+        self._saved_records = ledger.totals.records
+        logger.info("training stood still for %.3f s to be saved", stall)
+        self._seen_alive()
+
+    def _pause(self) -> None:
+        """Hands out no more ranges, and waits for those in flight."""
         limit = _DRAIN_SECONDS if self._stopping else self._config.stall_seconds
         with self._changed:
             self._paused = True
@@ -204,17 +246,34 @@ class Coordinator:
             raise self._error
         if not drained:
             raise RestartNeededError(f"ranges in flight did not finish within {limit:g} s")
-        complete = not self._feed.endless and self._exhausted()
-        self._check_rejects(at_least=1 if complete else _JUDGED_RECORDS)
-        self._seen_alive()
-        self._ledger.identity = self._feed.identity()
-        step = int(self._state.step.numpy())
-        folder = self._store.save(self._checkpoint, self._ledger, step=step)
-        logger.info("saved %s: step %d, %d samples", folder.name, step, self._ledger.totals.samples)
-        self._seen_alive()
+
+    def _resume(self) -> None:
         with self._changed:
             self._paused = False
             self._changed.notify_all()
+
+    def _freshness(self) -> Freshness:
+        return Freshness(taken_ms=time.time_ns() // 1_000_000)
+
+    def _note_saved(self, saved: Saved | None) -> None:
+        """Tells of a checkpoint that is durable now."""
+        if saved is None:
+            return
+        ledger = saved.snapshot.ledger
+        logger.info(
+            "saved %s in %.1f s: step %d, %d samples",
+            saved.folder.name,
+            saved.write_seconds,
+            saved.snapshot.step,
+            ledger.totals.samples,
+        )
+        tell_source = getattr(self._source, "saved", None)
+        if tell_source is None:
+            return
+        try:
+            tell_source(ledger.offsets)
+        except Exception as error:  # noqa: BLE001 - for dashboards; what counts is the checkpoint
+            logger.warning("the source could not be told of %s: %s", saved.folder.name, error)
 
     def _seen_alive(self) -> None:
         self._main_seen = self._last_commit = time.monotonic()

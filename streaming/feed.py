@@ -73,9 +73,9 @@ class Feed:
         """Returns the next range and a later one, or None for none now; see `Plan.take`."""
         return self._plan.take(look_ahead=look_ahead, now=now)
 
-    def identity(self) -> dict[str, str]:
-        """Returns what the ledger's offsets are counted in."""
-        return self._source.identity(self._ledger.offsets)
+    def identity(self, offsets: Mapping[Partition, int]) -> dict[str, str]:
+        """Returns what these offsets of the ledger are counted in."""
+        return self._source.identity(offsets)
 
     @property
     def endless(self) -> bool:
