@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import tensorflow as tf
 
@@ -74,6 +74,100 @@ class Input:
     size: int | None = None
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class CorpusDraws:
+    """Negatives that the trainer draws from the item corpus, for each mini-batch anew.
+
+    Attributes:
+        count: How many per mini-batch.
+        smoothing: Items are drawn in proportion to their number of samples to this power; 0 is
+            uniform.
+        inputs: The candidate's columns, as the samples have them.
+    """
+
+    count: int
+    smoothing: float
+    inputs: tuple[Input, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class BankShape:
+    """A bank of candidate vectors of former mini-batches, first in, first out.
+
+    Attributes:
+        size: How many it holds.
+        dim: Length of a vector.
+        warm_up_steps: The bank is filled from the first step on, and used from this one on.
+    """
+
+    size: int
+    dim: int
+    warm_up_steps: int
+
+
+class Candidates(NamedTuple):
+    """Candidates as a bank holds them.
+
+    Attributes:
+        vectors: [num, dim] float32.
+        identity: [num] int64, the same for the same item wherever and whenever it is met.
+        probability: [num] float32 probability that a sample's candidate is this item, as it was
+            estimated when the vector was made.
+        corpus_probability: [num] float32 probability that a draw from the corpus is this item.
+    """
+
+    vectors: tf.Tensor
+    identity: tf.Tensor
+    probability: tf.Tensor
+    corpus_probability: tf.Tensor
+
+
+class CorpusSample(NamedTuple):
+    """Items drawn from the corpus for one mini-batch.
+
+    Attributes:
+        features: Encoded candidate inputs, [num] each.
+        sampling_probability: [num] as in `Sampling`, of the drawn items.
+        corpus_probability: [num] as in `Sampling`, of the drawn items.
+    """
+
+    features: Mapping[str, FeatureValue]
+    sampling_probability: tf.Tensor | None
+    corpus_probability: tf.Tensor
+
+
+class Sampling(NamedTuple):
+    """What a trainer knows of how a mini-batch's candidates were sampled; a model may ignore it.
+
+    Attributes:
+        batch_size: Samples in a full mini-batch, which `sampling_probability` speaks of.
+        sampling_probability: [batch] probability of each sample's candidate to appear in a
+            mini-batch, in (0, 1]; None without estimation.
+        corpus_probability: [batch] probability that a draw from the corpus is the sample's
+            candidate, 0 for one that the corpus lacks; None without draws.
+        corpus: The draws, None without.
+        bank: What the bank holds now, [up to size] rows; None without, and during warm-up.
+    """
+
+    batch_size: int | None = None
+    sampling_probability: tf.Tensor | None = None
+    corpus_probability: tf.Tensor | None = None
+    corpus: CorpusSample | None = None
+    bank: Candidates | None = None
+
+
+class Outcome(NamedTuple):
+    """What a mini-batch comes to.
+
+    Attributes:
+        loss: float32 scalar, the mean over the samples.
+        enqueue: [batch] candidates that the bank takes in after the step; None without a bank.
+    """
+
+    loss: tf.Tensor
+    enqueue: Candidates | None = None
+
+
 class Model(Protocol):
     """What `streaming` trains. See `models.two_tower` for the first of them."""
 
@@ -93,6 +187,14 @@ class Model(Protocol):
     def candidate_input(self) -> str | None:
         """The id input whose sampling probability the trainer estimates; None for none."""
 
+    @property
+    def corpus(self) -> CorpusDraws | None:
+        """The draws from the item corpus that its loss asks for; None for none."""
+
+    @property
+    def bank(self) -> BankShape | None:
+        """The bank that its loss asks for; None for none."""
+
     def encode(self, features: Mapping[str, FeatureValue]) -> dict[str, FeatureValue]:
         """Replaces raw ids by int64 buckets of their tables; other inputs pass unchanged."""
 
@@ -102,15 +204,14 @@ class Model(Protocol):
         *,
         tables: Tensors,
         weights: Tensors,
-        candidate_sampling_probability: tf.Tensor | None,
-    ) -> tf.Tensor:
-        """Returns the mini-batch's loss, a float32 scalar, the mean over its samples.
+        sampling: Sampling,
+    ) -> Outcome:
+        """Returns the mini-batch's loss, and what a bank is to remember of it.
 
         Args:
             features: Encoded inputs; the ids of an input with a table are row numbers of
                 `tables[table]`, which here may be a few rows of the whole table.
             tables: [num_rows, dim] rows of each table.
             weights: The dense parameters.
-            candidate_sampling_probability: [batch] probability of each sample's candidate to
-                appear in a batch, in (0, 1]; None without estimation.
+            sampling: How the candidates were sampled, and what `corpus` and `bank` asked for.
         """

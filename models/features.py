@@ -40,9 +40,14 @@ def hash_ids(ids: tf.Tensor, *, seed: int, buckets: int) -> tf.Tensor:
     Returns:
         [num_ids] int64 in [0, buckets).
     """
-    key = _fingerprint(ids if ids.dtype == tf.string else ids[:, tf.newaxis])
+    key = identities(ids)
     seeded = tf.stack([key, tf.fill(tf.shape(key), tf.constant(seed, tf.int64))], axis=1)
     return tf.math.floormod(_fingerprint(seeded), tf.constant(buckets, tf.int64))
+
+
+def identities(ids: tf.Tensor) -> tf.Tensor:
+    """Returns [num] int64 fingerprints of raw ids: equal where the ids are, in any process."""
+    return _fingerprint(ids if ids.dtype == tf.string else ids[:, tf.newaxis])
 
 
 def _fingerprint(rows: tf.Tensor) -> tf.Tensor:

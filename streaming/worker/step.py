@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from models.contract import FeatureValue, Input, Model, Optimizer
+from models.contract import FeatureValue, Input, Model, Optimizer, Sampling
 from models.features import hash_ids
 from streaming.config import FrequencyConfig
 from streaming.servers import frequency as freq
@@ -104,12 +104,13 @@ class MiniBatches:
             weights[weight.name] = tf.ensure_shape(held, weight.shape)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([tables, weights])
-            loss = self.model.loss(
+            outcome = self.model.loss(
                 compact,
                 tables=tables,
                 weights=weights,
-                candidate_sampling_probability=probability,
+                sampling=Sampling(self.batch_size, probability),
             )
+            loss = outcome.loss
         gradients = tape.gradient(
             loss, [tables, weights], unconnected_gradients=tf.UnconnectedGradients.ZERO
         )

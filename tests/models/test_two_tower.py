@@ -6,9 +6,15 @@ import tensorflow as tf
 from pydantic import ValidationError
 
 from models.config import TwoTowerConfig
+from models.contract import Sampling
 from models.features import arrow_features, hash_ids
 from models.index import split_parameters
 from tests.models import toy
+
+
+def loss_of(model, features, *, tables, weights, candidate_sampling_probability) -> tf.Tensor:
+    sampling = Sampling(60, candidate_sampling_probability)
+    return model.loss(features, tables=tables, weights=weights, sampling=sampling).loss
 
 
 def test_declares_tables_weights_and_inputs_of_the_specification() -> None:
@@ -61,8 +67,8 @@ def test_a_few_rows_with_local_numbers_give_the_loss_of_the_whole_table() -> Non
     tables, weights = split_parameters(model, toy.parameters(model))
     features = model.encode(arrow_features(toy.samples(), model.inputs))
     probability = tf.fill([60], 0.5)
-    whole = model.loss(
-        features, tables=tables, weights=weights, candidate_sampling_probability=probability
+    whole = loss_of(
+        model, features, tables=tables, weights=weights, candidate_sampling_probability=probability
     )
     item_id, history = features["item_id"], features["history_item_id"]
     items, local = tf.unique(tf.concat([item_id, history.values], 0), out_idx=tf.int64)
@@ -73,8 +79,8 @@ def test_a_few_rows_with_local_numbers_give_the_loss_of_the_whole_table() -> Non
         "user_id": local_users,
     }
     few = {"items": tf.gather(tables["items"], items), "users": tf.gather(tables["users"], users)}
-    pulled = model.loss(
-        features, tables=few, weights=weights, candidate_sampling_probability=probability
+    pulled = loss_of(
+        model, features, tables=few, weights=weights, candidate_sampling_probability=probability
     )
     assert float(pulled) == pytest.approx(float(whole), rel=1e-6)
 
@@ -89,8 +95,8 @@ def test_loss_falls_when_trained_on_a_toy_set() -> None:
         with tf.GradientTape() as tape:
             tape.watch(values)
             named = dict(zip([*tables, *weights], values, strict=True))
-            loss = model.loss(
-                features, tables=named, weights=named, candidate_sampling_probability=None
+            loss = loss_of(
+                model, features, tables=named, weights=named, candidate_sampling_probability=None
             )
         losses.append(float(loss))
         gradients = [tf.convert_to_tensor(each) for each in tape.gradient(loss, values)]
@@ -104,7 +110,8 @@ def test_every_parameter_gets_a_gradient() -> None:
     features = model.encode(arrow_features(toy.samples(), model.inputs))
     with tf.GradientTape() as tape:
         tape.watch([tables, weights])
-        loss = model.loss(
+        loss = loss_of(
+            model,
             features,
             tables=tables,
             weights=weights,
@@ -121,7 +128,8 @@ def test_logq_without_probabilities_is_refused_and_none_ignores_them() -> None:
     def loss(logq: str, probability: tf.Tensor | None) -> float:
         model = toy.model(logq=logq)
         return float(
-            model.loss(
+            loss_of(
+                model,
                 features,
                 tables=tables,
                 weights=weights,
@@ -146,8 +154,8 @@ def test_accidental_hits_are_masked_by_item() -> None:
         model = toy.model(logq="none", mask_accidental_hits=masked)
         features = model.encode(arrow_features(one_item, model.inputs))
         losses[masked] = float(
-            model.loss(
-                features, tables=tables, weights=weights, candidate_sampling_probability=None
+            loss_of(
+                model, features, tables=tables, weights=weights, candidate_sampling_probability=None
             )
         )
     assert losses[True] == 0.0  # every negative is the positive's own item

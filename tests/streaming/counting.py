@@ -10,7 +10,16 @@ from collections.abc import Mapping
 
 import tensorflow as tf
 
-from models.contract import FeatureValue, Input, Optimizer, Table, Tensors, Weight
+from models.contract import (
+    FeatureValue,
+    Input,
+    Optimizer,
+    Outcome,
+    Sampling,
+    Table,
+    Tensors,
+    Weight,
+)
 
 COLUMN = "item_id"  # which is the sample's number
 _ADD_ONE = Optimizer(kind="sgd", learning_rate=1.0)
@@ -26,6 +35,7 @@ class CountingModel:
         self.weights = [Weight(name="batches", shape=(1,), initial_bound=0, optimizer=_ADD_ONE)]
         self.inputs = [Input(name=COLUMN, dtype=tf.int64, table="counter")]
         self.candidate_input = COLUMN
+        self.corpus, self.bank = None, None
 
     def encode(self, features: Mapping[str, FeatureValue]) -> dict[str, FeatureValue]:
         return dict(features)
@@ -36,8 +46,8 @@ class CountingModel:
         *,
         tables: Tensors,
         weights: Tensors,
-        candidate_sampling_probability: tf.Tensor | None,
-    ) -> tf.Tensor:
-        del candidate_sampling_probability
+        sampling: Sampling,
+    ) -> Outcome:
+        del sampling
         rows = tf.gather(tables["counter"], features[COLUMN])
-        return -tf.reduce_sum(rows) - tf.reduce_sum(weights["batches"])
+        return Outcome(-tf.reduce_sum(rows) - tf.reduce_sum(weights["batches"]))

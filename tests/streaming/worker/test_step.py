@@ -16,7 +16,16 @@ from streaming.worker.reader import RangeReader, Status
 
 import tensorflow as tf  # isort: skip
 
-from models.contract import FeatureValue, Input, Optimizer, Table, Tensors, Weight
+from models.contract import (
+    FeatureValue,
+    Input,
+    Optimizer,
+    Outcome,
+    Sampling,
+    Table,
+    Tensors,
+    Weight,
+)
 from streaming.servers.state import ServerState
 from streaming.worker.step import RangeFunction, Report
 from tests.streaming.counting import CountingModel
@@ -178,6 +187,7 @@ class Regression:
             Input(name="item_id", dtype=tf.int64, table="rows"),
         ]
         self.candidate_input = None
+        self.corpus, self.bank = None, None
 
     def encode(self, features: Mapping[str, FeatureValue]) -> dict[str, FeatureValue]:
         return {"item_id": features["item_id"] % 6}
@@ -188,12 +198,12 @@ class Regression:
         *,
         tables: Tensors,
         weights: Tensors,
-        candidate_sampling_probability: tf.Tensor | None,
-    ) -> tf.Tensor:
-        assert candidate_sampling_probability is None
+        sampling: Sampling,
+    ) -> Outcome:
+        assert sampling.sampling_probability is None
         rows = tf.gather(tables["rows"], features["item_id"])
         error = tf.linalg.matvec(rows, weights["w"]) - 1.0
-        return tf.reduce_mean(error**2) / 2
+        return Outcome(tf.reduce_mean(error**2) / 2)
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adagrad"])
