@@ -125,6 +125,22 @@ class StreamConfig(_Section):
     """Decoded bytes that a worker may hold of the range after its present one; 0: none."""
 
 
+class WatchConfig(_Section):
+    """How a run is watched: where it tells of itself, and when it is taken for stuck."""
+
+    port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    """The coordinator serves /metrics, /healthz and /readyz here (0: some port); None: it does not.
+    """
+    host: str = "127.0.0.1"
+    """The address to listen on; 0.0.0.0 is all of the machine's."""
+    ready_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """/readyz fails when no range was finished for so long, unless there is nothing to read."""
+    stall_seconds: Annotated[float, Field(gt=0)] = 120.0
+    """Exit with 75 when no range was finished for so long."""
+    tensorboard: bool = False
+    """Also write `tensorboard/` in the run's directory."""
+
+
 class TrainConfig(_Section):
     """One training run."""
 
@@ -139,8 +155,7 @@ class TrainConfig(_Section):
     frequency: FrequencyConfig = FrequencyConfig()
     cluster: ClusterConfig = ClusterConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
-    stall_seconds: Annotated[float, Field(gt=0)] = 120.0
-    """Exit with 75 when no range was finished for so long."""
+    watch: WatchConfig = WatchConfig()
     max_reject_share: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Stop with 2 when more than this share of the records read is undecodable or lost."""
     on_torn_push: Literal["restore", "count"] = "restore"

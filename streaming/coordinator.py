@@ -186,8 +186,10 @@ class Coordinator:
         self._check_rejects(at_least=_JUDGED_RECORDS)
         if self._in_flight == 0 and (self._feed.endless or self._feed.remaining == 0):
             self._last_commit = now  # nothing to do is no stall
-        if now - self._last_commit > self._config.stall_seconds:
-            raise RestartNeededError(f"no range was finished for {self._config.stall_seconds:g} s")
+        if now - self._last_commit > self._config.watch.stall_seconds:
+            raise RestartNeededError(
+                f"no range was finished for {self._config.watch.stall_seconds:g} s"
+            )
         self._tell()
 
     def _check_rejects(self, *, at_least: int) -> None:
@@ -236,7 +238,7 @@ class Coordinator:
 
     def _pause(self) -> None:
         """Hands out no more ranges, and waits for those in flight."""
-        limit = _DRAIN_SECONDS if self._stopping else self._config.stall_seconds
+        limit = _DRAIN_SECONDS if self._stopping else self._config.watch.stall_seconds
         with self._changed:
             self._paused = True
             drained = self._changed.wait_for(
@@ -281,7 +283,7 @@ class Coordinator:
     @contextlib.contextmanager
     def _watched(self) -> Iterator[None]:
         """Ends the process if the main thread hangs, in a save to a frozen server for instance."""
-        limit, over = 2 * self._config.stall_seconds, threading.Event()
+        limit, over = 2 * self._config.watch.stall_seconds, threading.Event()
 
         def watch() -> None:
             # Not before it has connected: pods may take as long as they like to be scheduled.

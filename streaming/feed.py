@@ -57,7 +57,7 @@ class Feed:
         """Asks the source how far it reaches now; one that is away is asked again, for a while.
 
         Raises:
-            SourceUnavailableError: If it has been away for `stall_seconds`.
+            SourceUnavailableError: If it has been away for `watch.stall_seconds`.
         """
         if not self.endless or now - self._seen < _SOURCE_SECONDS:
             return
@@ -65,7 +65,7 @@ class Feed:
             self._extend(now)
             self._seen = now
         except SourceUnavailableError as error:
-            if now - self._seen > self._config.stall_seconds:
+            if now - self._seen > self._config.watch.stall_seconds:
                 raise
             logger.warning("the source cannot be read at present: %s", error)
 

@@ -115,7 +115,8 @@ class Run:
         config = TrainConfig(
             directory=str(self.folder),
             source={"archive": {"directory": "not-used"}},
-            **{"batch_size": 5, "batches_per_range": 4, "stall_seconds": 120.0} | settings,
+            **{"batch_size": 5, "batches_per_range": 4, "watch": {"stall_seconds": 120.0}}
+            | settings,
         )
         model = CountingModel(SAMPLES)
         fingerprints = {"specification": "s", "model": "m"}
@@ -258,7 +259,7 @@ def test_nothing_finished_for_too_long_asks_for_a_restart(run):
 
     run.cluster.fates = [asleep] * 4
     with pytest.raises(RestartNeededError, match="no range was finished for 1 s"):
-        run.coordinator(stall_seconds=1.0).run()
+        run.coordinator(watch={"stall_seconds": 1.0}).run()
 
 
 def test_following_trains_what_comes_later_and_survives_a_source_that_is_away(run, caplog):

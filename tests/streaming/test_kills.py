@@ -63,7 +63,7 @@ class Run:
                 "source": {"archive": {"directory": str(folder / "samples")}},
                 "batch_size": 50,
                 "batches_per_range": 4,
-                "stall_seconds": 240,
+                "watch": {"stall_seconds": 240},
                 "cluster": {"parameter_servers": 2, "workers": 2},
                 "checkpoint": {"every_seconds": 1.0},
             }
