@@ -10,7 +10,7 @@ from typing import Any
 
 from streaming.config import TrainConfig
 from streaming.ledger import Ledger
-from streaming.plan import Plan
+from streaming.schedule.plan import Plan
 from streaming.source import Partition, Range, Source, SourceUnavailableError
 
 logger = logging.getLogger(__name__)
@@ -21,7 +21,11 @@ _PROBED_PARTITIONS = 8
 
 
 class Feed:
-    """Keeps the plan filled from the source. For the main thread, `take` for any."""
+    """Keeps the plan filled from the source. For the main thread, `take` for any.
+
+    Attributes:
+        away: Whether the source could not be read when it was last asked.
+    """
 
     def __init__(
         self, source: Source, config: TrainConfig, *, ledger_lock: AbstractContextManager[Any]
@@ -31,6 +35,7 @@ class Feed:
         self._config = config
         self._sized = False
         self._seen = time.monotonic()
+        self.away = False
         self._plan = Plan({})
 
     def open(self) -> Ledger:
@@ -63,10 +68,11 @@ class Feed:
             return
         try:
             self._extend(now)
-            self._seen = now
+            self._seen, self.away = now, False
         except SourceUnavailableError as error:
             if now - self._seen > self._config.watch.stall_seconds:
                 raise
+            self.away = True
             logger.warning("the source cannot be read at present: %s", error)
 
     def take(self, *, look_ahead: int, now: float) -> tuple[Range, Range | None] | None:

@@ -1,6 +1,6 @@
 """The plan: which range comes next."""
 
-from streaming.plan import Plan
+from streaming.schedule.plan import Plan
 from streaming.source import Partition, Range
 
 A, B = Partition("clicks", 0), Partition("clicks", 1)

@@ -1,0 +1,1 @@
+"""Which range comes next: `borders` (event times in offsets) > `plan`; `positions`, `progress`."""
