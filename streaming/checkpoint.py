@@ -1,20 +1,29 @@
 """Checkpoints: the parameter servers' state and the ledger, in one atomic save.
 
-A checkpoint is a folder `checkpoint-00000012`, written under a temporary name and renamed when it
-is whole. In it, each parameter server has written its own shards, and `manifest.json` holds the
-ledger, the fingerprints and the size of every file. A damaged checkpoint is found out, and the one
-before it used: by the sizes, and by the checksum that TensorFlow keeps of every tensor and compares
-when it reads. (A second one of whole files would have training wait while the state is read back.)
+A checkpoint is a folder `checkpoint-00000012`, written in the folder of the coordinator's life and
+renamed when it is whole. In it, each parameter server has written its own shards, and
+`manifest.json` holds the ledger, the fingerprints and the size of every file. A damaged checkpoint
+is found out, and the one before it used: by the sizes, and by the checksum that TensorFlow keeps of
+every tensor and compares when it reads. (A second one of whole files would have training wait while
+the state is read back.)
+
+Who writes is settled twice. A lock keeps a second coordinator away, on one host and where the file
+system knows locks. Where it was lost all the same, each life works in a folder of its own, and a
+new life first moves those of all former ones away: their renames, with which alone a checkpoint
+becomes visible or is removed, then have no source any more, however late they wake up.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import logging
+import os
 import re
 import shutil
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,9 +39,21 @@ logger = logging.getLogger(__name__)
 
 _FOLDER = re.compile(r"checkpoint-(\d{8})$")
 _MANIFEST = "manifest.json"
+_LIVES = "lives"
 _LIVES_BITS = 40
+_LIFE_FOLDERS = ".life-*"
+_DAMAGED = "damaged"
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _T = TypeVar("_T")
+
+
+class FencedError(InputError):
+    """This life may not write any more: another has taken over, or the folder is gone."""
+
+
+class NoSpaceError(RuntimeError):
+    """A checkpoint was not written for want of space; those before it are as they were."""
 
 
 class _DamagedError(Exception):
@@ -99,7 +120,15 @@ class CheckpointStore:
         self._keep = keep
         self._fingerprints = dict(fingerprints)
         self.restored = Freshness()
-        self._directory.mkdir(parents=True, exist_ok=True)
+        self._life = 0
+        self._workplace = self._directory  # of this life, once it owns the folder
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"train.directory: cannot make {self._directory} ({error.strerror}); expected a"
+                " place that this process may write, with its file system mounted"
+            ) from error
 
     @contextlib.contextmanager
     def owned(self) -> Iterator[int]:
@@ -116,13 +145,48 @@ class CheckpointStore:
             " stop it, or set another train.directory"
         )
         with durable.locked(self._directory / "coordinator.lock", refusal=refusal):
-            yield self._next_life() << _LIVES_BITS
+            self._life = self._next_life()
+            self._take_over()
+            yield self._life << _LIVES_BITS
 
     def _next_life(self) -> int:
-        path = self._directory / "lives"
-        life = int(path.read_text()) + 1 if path.exists() else 1
-        durable.write(path, str(life))
+        life = self._newest_life() + 1
+        durable.write(self._directory / _LIVES, str(life))
         return life
+
+    def _newest_life(self) -> int:
+        path = self._directory / _LIVES
+        return int(path.read_text()) if path.exists() else 0
+
+    def _take_over(self) -> None:
+        """Fences off all former lives, whether or not they know that they are over."""
+        for former in self._directory.glob(_LIFE_FOLDERS):
+            aside = self._directory / f".over-{uuid.uuid4().hex}"
+            former.rename(aside)
+        for over in self._directory.glob(".over-*"):
+            shutil.rmtree(over, ignore_errors=True)  # a server of a former life may still write
+        self._workplace = self._directory / f".life-{self._life:08d}"
+        self._workplace.mkdir()
+
+    def check_owner(self) -> None:
+        """Sees that the folder is still there and still this life's; only after `owned`.
+
+        Raises:
+            FencedError: If another coordinator has taken over, or the folder is gone.
+        """
+        if self._workplace.is_dir():
+            return
+        if not (self._directory / _LIVES).exists():
+            raise FencedError(
+                f"train.directory: {self._directory} is gone, with all checkpoints; expected the"
+                " folder in which this run began: was it deleted, or its file system unmounted?"
+                " Bring it back, and start again; without it, training starts at the first sample"
+            )
+        raise FencedError(
+            f"{self._directory}: found life {self._newest_life()}, expected {self._life}: another"
+            " trainer has taken over this checkpoint directory, and this one, which was away for a"
+            " while, stops: nothing of it was saved since"
+        )
 
     def save(
         self,
@@ -139,28 +203,68 @@ class CheckpointStore:
         """
         numbers = [number for number, _ in _folders(self._directory)]
         name = f"checkpoint-{max(numbers, default=0) + 1:08d}"
-        aside = self._directory / f".{name}"
+        aside = self._workplace / f".{name}"
         shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
-        text = ledger.to_json()
-        checkpoint.write(str(aside / "state"))
-        files = {path.name: path.stat().st_size for path in sorted(aside.iterdir())}
-        durable.sync_tree(aside)
         manifest = {
             "format": 1,
             "step": step,
-            "ledger": json.loads(text),
+            "ledger": json.loads(ledger.to_json()),
             "freshness": dataclasses.asdict(freshness),
             "fingerprints": self._fingerprints,
-            "files": files,
         }
-        durable.write(aside / _MANIFEST, json.dumps(manifest, indent=1))
         final = self._directory / name
-        aside.rename(final)
+        with self._failing_cleanly(aside):
+            aside.mkdir()
+            checkpoint.write(str(aside / "state"))
+            files = {path.name: path.stat().st_size for path in sorted(aside.iterdir())}
+            durable.sync_tree(aside)
+            durable.write(aside / _MANIFEST, json.dumps(manifest | {"files": files}, indent=1))
+            aside.rename(final)
         durable.sync(self._directory)
-        for _, old in _folders(self._directory)[: -self._keep]:
-            shutil.rmtree(old)
+        self._prune()
         return final
+
+    @contextlib.contextmanager
+    def _failing_cleanly(self, aside: Path) -> Iterator[None]:
+        """Says why a save failed, and leaves nothing of it."""
+        try:
+            yield
+        except (OSError, tf.errors.OpError) as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            if self._life:
+                self.check_owner()
+            if not _is_no_space(error):
+                raise
+            free = shutil.disk_usage(self._directory).free
+            raise NoSpaceError(
+                f"{self._directory}: no space left for a checkpoint ({free >> 20} MiB free);"
+                " expected room for one more than train.checkpoint.keep: make room"
+            ) from error
+
+    def _prune(self) -> None:
+        """Removes all but the newest; none is ever seen half removed."""
+        for _, old in _folders(self._directory)[: -self._keep]:
+            gone = self._workplace / f".{old.name}"
+            try:
+                old.rename(gone)
+            except FileNotFoundError:
+                if self._life:
+                    self.check_owner()
+                raise
+            shutil.rmtree(gone)
+
+    def _put_aside(self, restored: Path) -> None:
+        """Takes what is damaged out of the count of checkpoints that are kept; keeps the newest."""
+        damaged = [folder for _, folder in _folders(self._directory) if folder > restored]
+        if not damaged:
+            return
+        place = self._directory / _DAMAGED
+        shutil.rmtree(place, ignore_errors=True)
+        damaged[-1].rename(place)
+        for folder in damaged[:-1]:
+            folder.rename(gone := self._workplace / f".{folder.name}")
+            shutil.rmtree(gone)
+        logger.warning("the newest damaged checkpoint is kept as %s", place)
 
     def restore(self, checkpoint: tf.train.Checkpoint) -> Ledger | None:
         """Restores the newest whole checkpoint; one that is found damaged is warned about.
@@ -178,6 +282,8 @@ class CheckpointStore:
             checkpoint.read(str(folder / "state")).assert_consumed()
             logger.info("restored %s, step %d", folder.name, manifest["step"])
             self.restored = _freshness(manifest)
+            if self._life:
+                self._put_aside(folder)
             return Ledger.from_json(json.dumps(manifest["ledger"]))
 
         return _read_newest(self._directory, read)
@@ -255,6 +361,13 @@ def _read_newest(directory: Path, read: Callable[[Path, Mapping[str, Any]], _T])
             " restore the folder from a backup, or delete it to start from the first sample"
         )
     return None
+
+
+def _is_no_space(error: OSError | tf.errors.OpError) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in _NO_SPACE
+    # A parameter server's own words for it: the code differs with the file system.
+    return any(os.strerror(number) in error.message for number in _NO_SPACE)
 
 
 def _whole_manifest(folder: Path) -> dict[str, Any]:

@@ -20,10 +20,8 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from jobs.local import LocalCluster
 from pipeline.specification import Specification
 from streaming.checkpoint import load_checkpoint
-from streaming.config import ClusterConfig
 from tests.sample_folder import write_samples
 
 pytestmark = [
@@ -36,6 +34,7 @@ KILLS = int(os.environ.get("HEADRACE_DRILL_KILLS", "2"))
 SAMPLES = 120_000 * max(1, KILLS // 2)
 PARTS = 3
 ROOT = Path(__file__).parents[2]
+COUNTING_RUN = [sys.executable, "-m", "tests.streaming.counting_run"]
 SPECIFICATION = {
     "name": "counting",
     "scenarios": ["any"],
@@ -73,14 +72,10 @@ class Run:
         self.config.write_text(yaml.safe_dump(settings))
 
     def start(self, **environment: str) -> subprocess.Popen[bytes]:
-        code = (
-            "import sys; from tests.streaming.test_kills import launch;"
-            "sys.exit(launch(sys.argv[1]))"
-        )
         log = (self.folder / "log").open("ab")
         env = os.environ | {"COUNTING_FAULTS": str(self.faults), "HEADRACE_LOG": "INFO"}
         return subprocess.Popen(
-            [sys.executable, "-c", code, str(self.config)],
+            [*COUNTING_RUN, "--config", str(self.config), "--local"],
             cwd=ROOT,
             env=env | environment,
             stdout=log,
@@ -105,7 +100,7 @@ class Run:
             time.sleep(0.05)
 
     def steps_seen(self) -> int:
-        return self.log().count("INFO streaming.coordinator: step ")
+        return self.log().count(": step ")
 
     def saves_seen(self) -> int:
         return self.log().count("saved checkpoint-")
@@ -114,17 +109,6 @@ class Run:
         """Returns the process ids of a role's processes, the newest last."""
         lines = [line for line in self.log().splitlines() if f"started {role} " in line]
         return [int(line.rsplit(" ", 1)[1].rstrip(")")) for line in lines]
-
-
-def launch(config: str) -> int:
-    """Runs the counting run's processes; called in a process of its own."""
-    from jobs.main import _set_up_logging
-
-    _set_up_logging()
-    command = [sys.executable, "-m", "tests.streaming.counting_run", "--config", config]
-    train = yaml.safe_load(Path(config).read_text())["train"]
-    cluster = ClusterConfig(**train["cluster"])
-    return LocalCluster(command, cluster, directory=train["directory"]).run()
 
 
 def _write_counted_samples(folder: Path) -> None:
