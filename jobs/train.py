@@ -187,6 +187,7 @@ class TrainingProcess:
 
     def _life(self, topology: Topology) -> int:
         from streaming.attempts import PASSING, RestartNeededError
+        from streaming.checkpoint import NoSpaceError
         from streaming.coordinator import Coordinator
 
         coordinator = Coordinator(
@@ -200,7 +201,7 @@ class TrainingProcess:
         started = time.monotonic()
         try:
             ledger = coordinator.run()
-        except (RestartNeededError, *PASSING) as error:
+        except (RestartNeededError, NoSpaceError, *PASSING) as error:
             first = str(error).partition("\n")[0]
             sys.stderr.write(f"headrace: {type(error).__name__}, to be started again: {first}\n")
             return EXIT_RETRY

@@ -18,7 +18,7 @@ import tensorflow as tf
 from models.contract import Model
 from pipeline.schema import InputError
 from streaming.attempts import Cluster, RangeRunner, RestartNeededError
-from streaming.checkpoint import CheckpointStore, Freshness
+from streaming.checkpoint import CheckpointStore, Freshness, NoSpaceError
 from streaming.cluster import Topology, connect
 from streaming.config import TrainConfig
 from streaming.feed import Feed
@@ -159,7 +159,7 @@ class Coordinator:
             now = self._main_seen = time.monotonic()
             self._check_health(now)
             self._feed.refresh(now)
-            self._note_saved(self._saver.finished())
+            self._note_saved(self._finished_save())
             watermark = self._freshness().watermark_ms
             if self._saver.busy or not schedule.due(now, watermark):
                 continue
@@ -167,7 +167,7 @@ class Coordinator:
                 self._save()
                 schedule.saved(time.monotonic(), watermark)
         while self._saver.busy:  # what this thread cannot save twice at a time
-            self._note_saved(self._saver.finished(wait_seconds=_TICK_SECONDS))
+            self._note_saved(self._finished_save(wait_seconds=_TICK_SECONDS))
         at = self._saved_records
         if self._ledger.totals.records != at or self._in_flight or not at:
             self._save(last=True)
@@ -256,6 +256,15 @@ class Coordinator:
 
     def _freshness(self) -> Freshness:
         return Freshness(taken_ms=time.time_ns() // 1_000_000)
+
+    def _finished_save(self, *, wait_seconds: float = 0.0) -> Saved | None:
+        try:
+            return self._saver.finished(wait_seconds=wait_seconds)
+        except NoSpaceError as error:
+            # What was learned is still on the servers: better to go on and try again than to stop.
+            logger.error("%s; training goes on", error)  # noqa: TRY400 - its traceback says no more
+            self._saved_records = -1
+            return None
 
     def _note_saved(self, saved: Saved | None) -> None:
         """Tells of a checkpoint that is durable now."""
