@@ -21,6 +21,7 @@ INSTALL_REQUIRES = [
     "pydantic>=2.12",
     "PyYAML>=6",
     "rich>=13",
+    "prometheus_client>=0.22",
     "jinja2>=3.1",
     "matplotlib>=3.9",
 ]
@@ -28,6 +29,7 @@ INSTALL_REQUIRES = [
 EXTRAS_REQUIRE = {
     "dask": ["dask>=2026.8", "distributed>=2026.8"],
     "test": [
+        "cryptography>=42",
         "dask>=2026.8",
         "distributed>=2026.8",
         "duckdb>=1.4",

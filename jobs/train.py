@@ -74,6 +74,7 @@ def run_role(arguments: argparse.Namespace, process: type[TrainingProcess]) -> i
     topology, role, index = _place(arguments)
     import_tensorflow()
     run = process(arguments)
+    run.name = f"{role} {index}"
     if role == "coordinator":
         return run.coordinate(topology)
     if role == "worker":
@@ -144,7 +145,13 @@ def open_source(config: TrainConfig, specification: Specification) -> Source:
 
 
 class TrainingProcess:
-    """What the roles have in common: settings, model and source."""
+    """What the roles have in common: settings, model and source.
+
+    Attributes:
+        name: This process's own name in the run.
+    """
+
+    name: str | None = None
 
     def __init__(self, arguments: argparse.Namespace) -> None:
 
@@ -174,7 +181,7 @@ class TrainingProcess:
         directory = Path(self._config.directory) / "dead-letters"
         RangeReader(
             self._source(), self._model.inputs, dead_letters=directory, stream=self._config.stream
-        ).register(run_name(self._config, self._fingerprints()))
+        ).register(run_name(self._config, self._fingerprints()), name=self.name)
 
     def coordinate(self, topology: Topology) -> int:
         """Runs the coordinator, and ends this process with its exit code."""

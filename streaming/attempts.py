@@ -53,8 +53,8 @@ class RangeRunner:
 
     def run(
         self, slot: int, wanted: Range, likely: Range | None, *, failed: Callable[[], bool]
-    ) -> dict[str, float]:
-        """Runs a range until it is applied; returns COUNTS and `loss_sum`.
+    ) -> tuple[dict[str, float], str]:
+        """Runs a range until it is applied; returns COUNTS with `loss_sum`, and the worker's name.
 
         Args:
             slot: The caller's own slot.
@@ -83,7 +83,7 @@ class RangeRunner:
                 continue
             report = dict(zip(COUNTS, (int(n) for n in counts), strict=True))
             if report["status"] == Status.OK:
-                return report | {"loss_sum": float(loss_sum)}
+                return report | {"loss_sum": float(loss_sum)}, bytes(detail).decode()
             _explain(wanted, Status(report["status"]), bytes(detail).decode())
 
     def _schedule(self, arguments: tuple[tf.Tensor, ...]) -> Any:

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import logging
 import math
-import os
 import threading
 import time
 from collections import deque
@@ -23,21 +22,22 @@ from streaming.cluster import Topology, connect
 from streaming.config import TrainConfig
 from streaming.feed import Feed
 from streaming.ledger import Ledger, Totals
-from streaming.metrics import Watch
 from streaming.saver import Saved, Saver, Schedule, Snapshot
 from streaming.servers.state import ServerState
 from streaming.source import Range, Source
+from streaming.watch.endpoints import Endpoints
+from streaming.watch.outlets import JsonLines, Outlet, TensorBoard
+from streaming.watch.pulse import Pulse
+from streaming.watch.telemetry import Telemetry
 from streaming.worker import reader
 from streaming.worker.step import RangeFunction
 
 logger = logging.getLogger(__name__)
 
 _TICK_SECONDS = 0.2
-_WATCH_SECONDS = 1.0
 _DRAIN_SECONDS = 25.0  # within the 30 that Kubernetes grants by default
 _JUDGED_RECORDS = 100
 _WINDOW = 10_000  # records that are "the latest"
-_EXIT_RETRY = 75
 
 
 class Coordinator:
@@ -68,7 +68,7 @@ class Coordinator:
             directory / "checkpoints", keep=config.checkpoint.keep, fingerprints=fingerprints
         )
         self._run_name = reader.run_name(config, fingerprints)
-        self._metrics_path = directory / "metrics.jsonl"
+        self._outlets: list[Outlet] = []
         self._stopping = False
         self._changed = threading.Condition()  # guards all below, and the ledger
         self._feed = Feed(source, config, ledger_lock=self._changed)
@@ -76,8 +76,13 @@ class Coordinator:
         self._paused = False
         self._error: BaseException | None = None
         self._recent: deque[Totals] = deque()
-        self._connected = False
-        self._seen_alive()
+        self._pulse = Pulse(
+            stall_seconds=config.watch.stall_seconds, ready_seconds=config.watch.ready_seconds
+        )
+
+    def tell(self, outlet: Outlet) -> None:
+        """Sends figures there too, besides `metrics.jsonl` and what `watch` names; before `run`."""
+        self._outlets.append(outlet)
 
     def stop(self) -> None:
         """Asks for an end: no new ranges, drain, save. For signal handlers: takes no lock."""
@@ -92,7 +97,7 @@ class Coordinator:
             SourceUnavailableError: If the source cannot be reached.
             RestartNeededError: If a parameter server was lost, a push was torn, or nothing moves.
         """
-        with self._store.owned() as floor, self._watched():
+        with self._store.owned() as floor, self._pulse.guarded(), self._told():
             fresh = self._feed.open()
             self._set_up(floor)
             self._ledger = self._store.restore(self._saver.checkpoint) or fresh
@@ -100,15 +105,28 @@ class Coordinator:
             self._saved_records = self._ledger.totals.records
             self._state.align_clocks()
             self._check_workers()
-            self._watch = Watch(self._metrics_path)
             self._train()
-            self._watch.close()
             return self._ledger
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Opens what tells of the run, before it waits for anything, and closes it."""
+        config, directory = self._config.watch, Path(self._config.directory)
+        outlets: list[Outlet] = [JsonLines(directory / "metrics.jsonl"), *self._outlets]
+        if config.tensorboard:
+            outlets.append(TensorBoard(directory / "tensorboard"))
+        if config.port is not None:
+            outlets.append(Endpoints(self._pulse, host=config.host, port=config.port))
+        self._telemetry = Telemetry(outlets)
+        try:
+            yield
+        finally:
+            self._telemetry.close()
 
     def _set_up(self, floor: int) -> None:
         cluster = self._connect(self._topology)
-        self._seen_alive()
-        self._connected = True
+        self._pulse.progressed()
+        self._pulse.connected = True
         slots = len(self._topology.workers) * self._config.cluster.ranges_in_flight
         self._state = ServerState(
             self._model,
@@ -149,14 +167,16 @@ class Coordinator:
     # The main thread.
 
     def _train(self) -> None:
-        self._seen_alive()
+        self._pulse.progressed()
+        self._pulse.training = True
         for thread in self._threads:
             thread.start()
         schedule = Schedule(self._config.checkpoint, now=time.monotonic())
         while not self._finished():
             with self._changed:
                 self._changed.wait(_TICK_SECONDS)
-            now = self._main_seen = time.monotonic()
+            now = time.monotonic()
+            self._pulse.beat()
             self._check_health(now)
             self._feed.refresh(now)
             self._note_saved(self._finished_save())
@@ -171,7 +191,8 @@ class Coordinator:
         at = self._saved_records
         if self._ledger.totals.records != at or self._in_flight or not at:
             self._save(last=True)
-        self._tell(final=True)
+        self._pulse.training = False
+        self._tell()
 
     def _finished(self) -> bool:
         return self._stopping or (not self._feed.endless and self._exhausted())
@@ -185,12 +206,13 @@ class Coordinator:
             raise self._error
         self._check_rejects(at_least=_JUDGED_RECORDS)
         if self._in_flight == 0 and (self._feed.endless or self._feed.remaining == 0):
-            self._last_commit = now  # nothing to do is no stall
-        if now - self._last_commit > self._config.watch.stall_seconds:
-            raise RestartNeededError(
-                f"no range was finished for {self._config.watch.stall_seconds:g} s"
-            )
-        self._tell()
+            self._pulse.progressed()  # nothing to do is no stall
+        self._pulse.obstacle = "the source cannot be read" if self._feed.away else ""
+        limit = self._config.watch.stall_seconds
+        if self._pulse.still_seconds > limit:
+            raise RestartNeededError(f"no range was finished for {limit:g} s")
+        if self._telemetry.due(now):
+            self._tell()
 
     def _check_rejects(self, *, at_least: int) -> None:
         """Stops if too many records were rejected, of all or of the latest, if enough were read."""
@@ -216,25 +238,23 @@ class Coordinator:
         self._pause()
         complete = not self._feed.endless and self._exhausted()
         self._check_rejects(at_least=1 if complete else _JUDGED_RECORDS)
-        self._seen_alive()
+        self._pulse.progressed()
         step, ledger = int(self._state.step.numpy()), self._ledger.copy()
         freshness = self._freshness()
         aside = self._saver.background and not last
         if aside:
             self._saver.take()
-            self._resume()
-            stall = time.monotonic() - paused
+            self._stood_still(paused)
         ledger.identity = self._feed.identity(ledger.offsets)
         snapshot = Snapshot(ledger=ledger, step=step, freshness=freshness)
         if aside:
             self._saver.write(snapshot)
         else:
-            self._note_saved(self._saver.write_now(snapshot))
-            self._resume()
-            stall = time.monotonic() - paused
+            saved = self._saver.write_now(snapshot)
+            self._stood_still(paused)
+            self._note_saved(saved)
         self._saved_records = ledger.totals.records
-        logger.info("training stood still for %.3f s to be saved", stall)
-        self._seen_alive()
+        self._pulse.progressed()
 
     def _pause(self) -> None:
         """Hands out no more ranges, and waits for those in flight."""
@@ -249,13 +269,16 @@ class Coordinator:
         if not drained:
             raise RestartNeededError(f"ranges in flight did not finish within {limit:g} s")
 
-    def _resume(self) -> None:
+    def _stood_still(self, since: float) -> None:
+        """Hands out ranges again."""
         with self._changed:
             self._paused = False
             self._changed.notify_all()
+        self._telemetry.facts["checkpoint/stall_seconds"] = time.monotonic() - since
 
     def _freshness(self) -> Freshness:
-        return Freshness(taken_ms=time.time_ns() // 1_000_000)
+        newest = self._telemetry.meter.newest_event_ms
+        return Freshness(taken_ms=time.time_ns() // 1_000_000, newest_event_ms=newest)
 
     def _finished_save(self, *, wait_seconds: float = 0.0) -> Saved | None:
         try:
@@ -270,11 +293,14 @@ class Coordinator:
         """Tells of a checkpoint that is durable now."""
         if saved is None:
             return
-        ledger = saved.snapshot.ledger
+        ledger, facts = saved.snapshot.ledger, self._telemetry.facts
+        facts["checkpoint/saves"] = facts.get("checkpoint/saves", 0) + 1
+        facts["checkpoint/write_seconds"] = saved.write_seconds
         logger.info(
-            "saved %s in %.1f s: step %d, %d samples",
+            "saved %s in %.1f s (training stood still for %.2f s): step %d, %d samples",
             saved.folder.name,
             saved.write_seconds,
+            facts["checkpoint/stall_seconds"],
             saved.snapshot.step,
             ledger.totals.samples,
         )
@@ -286,40 +312,25 @@ class Coordinator:
         except Exception as error:  # noqa: BLE001 - for dashboards; what counts is the checkpoint
             logger.warning("the source could not be told of %s: %s", saved.folder.name, error)
 
-    def _seen_alive(self) -> None:
-        self._main_seen = self._last_commit = time.monotonic()
-
-    @contextlib.contextmanager
-    def _watched(self) -> Iterator[None]:
-        """Ends the process if the main thread hangs, in a save to a frozen server for instance."""
-        limit, over = 2 * self._config.watch.stall_seconds, threading.Event()
-
-        def watch() -> None:
-            # Not before it has connected: pods may take as long as they like to be scheduled.
-            while not over.wait(_WATCH_SECONDS):
-                idle = time.monotonic() - self._main_seen
-                if self._connected and idle > limit:
-                    logger.error("nothing was done for %g s; to be started again", idle)
-                    os._exit(_EXIT_RETRY)
-
-        threading.Thread(target=watch, name="watchdog", daemon=True).start()
-        try:
-            yield
-        finally:
-            over.set()
-
-    def _tell(self, *, final: bool = False) -> None:
+    def _tell(self) -> None:
         with self._changed:
             totals = dataclasses.asdict(self._ledger.totals)
-            self._watch.tell(totals, remaining=self._feed.remaining, final=final)
+            gauges = {
+                "stream/records_remaining": self._feed.remaining,
+                "cluster/workers": len(self._topology.workers),
+                "cluster/ranges_in_flight": self._in_flight,
+            }
+            self._telemetry.tell(totals, gauges)
 
     # The slots' threads.
 
     def _work(self, slot: int) -> None:
         try:
             while (taken := self._take()) is not None:
-                report = self._runner.run(slot, *taken, failed=lambda: self._error is not None)
-                self._commit(taken[0], report)
+                report, worker = self._runner.run(
+                    slot, *taken, failed=lambda: self._error is not None
+                )
+                self._commit(taken[0], report, worker=worker)
         except BaseException as error:  # noqa: BLE001 - the main thread raises it
             with self._changed:
                 self._error = self._error or error
@@ -339,7 +350,7 @@ class Coordinator:
                     return taken
                 self._changed.wait(_TICK_SECONDS)
 
-    def _commit(self, done: Range, report: Mapping[str, float]) -> None:
+    def _commit(self, done: Range, report: Mapping[str, float], *, worker: str) -> None:
         torn = int(report["torn"])
         if torn and self._config.on_torn_push == "restore":
             raise RestartNeededError(f"{done}: a push was torn on {torn} parameter servers")
@@ -358,7 +369,9 @@ class Coordinator:
             self._recent.append(totals)
             while sum(old.records for old in self._recent) - self._recent[0].records >= _WINDOW:
                 self._recent.popleft()
-            self._watch.add(totals, report)
-            self._last_commit = time.monotonic()
+            self._telemetry.meter.add(
+                report, worker=worker, now=time.monotonic(), wall_ms=1e3 * time.time()
+            )
+            self._pulse.progressed()
             self._in_flight -= 1
             self._changed.notify_all()

@@ -85,16 +85,19 @@ class RangeReader:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead")
         self._ahead: tuple[Range, Future[list[np.ndarray] | None]] | None = None
         self._lock = threading.Lock()
+        self._name = ""
 
-    def register(self, run: str) -> None:
+    def register(self, run: str, *, name: str | None = None) -> None:
         """Makes this reader reachable from graphs that run in this process.
 
         Args:
             run: Name of the run that this worker belongs to, as `run_name` gives it.
+            name: The worker's own name in it, or a new one; its ranges' reports carry it.
         """
         # Not the process id: in its own container every process has the id 1.
-        name = f"{run}/{uuid.uuid4().hex}".encode()
-        _register({_READ_TOKEN: self._read_for_graph, _WHERE_TOKEN: lambda: name})
+        self._name = name or uuid.uuid4().hex
+        whole = f"{run}/{self._name}".encode()
+        _register({_READ_TOKEN: self._read_for_graph, _WHERE_TOKEN: lambda: whole})
 
     def _read_for_graph(self, topics: np.ndarray, numbers: np.ndarray) -> list[np.ndarray]:
         number, start, end, next_number, next_start, next_end = (int(n) for n in numbers)
@@ -124,7 +127,7 @@ class RangeReader:
 
     def _columns(self, wanted: Range) -> list[np.ndarray]:
         """Returns [status, counts, detail] and the columns, flat, in the order of the inputs."""
-        status, detail = Status.OK, ""
+        status, detail = Status.OK, self._name
         try:
             result = self._source.read(wanted)
             self._write_dead_letters(wanted, result)

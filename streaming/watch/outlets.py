@@ -1,0 +1,91 @@
+"""Where a run's figures go: a file, the log, TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import tensorflow as tf
+
+logger = logging.getLogger(__name__)
+
+_TENSORBOARD_SECONDS = 10.0
+_IDLE_SECONDS = 5.0
+LOSS = "train/loss"
+
+
+class Outlet(Protocol):
+    """Takes all figures of a moment."""
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        """Takes figures by name, `area/noun[_unit]` or `area/noun/topic`, at a step."""
+
+    def close(self) -> None:
+        """Ends it; figures written so far are kept."""
+
+
+class JsonLines:
+    """Appends one JSON object per moment to a file; few while nothing is learned."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", buffering=1)
+        self._written = -_IDLE_SECONDS
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        now = time.monotonic()
+        if LOSS not in figures and now - self._written < _IDLE_SECONDS:
+            return
+        self._written = now
+        self._file.write(json.dumps({"time": time.time(), "step": step} | dict(figures)) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Lines:
+    """Logs one line per moment in which something was learned."""
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        if LOSS in figures:
+            logger.info(
+                "step %d  samples %d  loss %.4f  %.0f samples/s  %d records to go",
+                step,
+                figures["stream/samples"],
+                figures[LOSS],
+                figures["stream/samples_per_second"],
+                figures["stream/records_remaining"],
+            )
+
+    def close(self) -> None:
+        pass
+
+
+class TensorBoard:
+    """Writes event files, a point every few seconds."""
+
+    def __init__(self, directory: Path) -> None:
+        self._writer = tf.summary.create_file_writer(str(directory))
+        self._written = -_TENSORBOARD_SECONDS
+        # What `tf.summary.scalar` writes, which would want the package tensorboard beside it.
+        data = tf.compat.v1.SummaryMetadata.PluginData(plugin_name="scalars")
+        self._scalar = tf.compat.v1.SummaryMetadata(
+            plugin_data=data, data_class="DATA_CLASS_SCALAR"
+        )
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        now = time.monotonic()
+        if LOSS not in figures or now - self._written < _TENSORBOARD_SECONDS:
+            return
+        self._written = now
+        with self._writer.as_default():
+            for name, value in figures.items():
+                tf.summary.write(name, tf.constant(value, tf.float32), step, self._scalar)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
