@@ -18,7 +18,7 @@ from pydantic import Field
 
 from pipeline.manifest import SampleFile, sample_files
 from pipeline.schema import InputError, conform
-from pipeline.topics.connection import BrokerConnection, BrokerUnavailableError, watch_client_log
+from pipeline.topics.connection import BrokerConnection, watch_client_log
 from pipeline.topics.record import encode
 
 _MAX_RECORD_BYTES: Final = 64 << 20  # the broker has the last word, and looks after compression
@@ -226,4 +226,4 @@ def _failing_as(config: PublishConfig, doing: str) -> Iterator[None]:
             f" topic ({error})"
         ) from error
     except KafkaError as error:
-        raise BrokerUnavailableError(config.unavailable(doing, error)) from error
+        raise config.failure(doing, error) from error

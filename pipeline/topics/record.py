@@ -1,5 +1,7 @@
 """The stream record: one Arrow IPC batch of many samples. Who writes and who reads share it.
 
+A header says that it is one, or that it is a single `tf.Example` (`pipeline.topics.example`).
+
 The batch itself is not compressed: Kafka compresses whole sets of records, which reads several
 times faster than compression inside Arrow's stream.
 """
@@ -15,7 +17,10 @@ from pipeline.schema import conform, schema_fingerprint
 
 FORMAT_HEADER: Final = "headrace-format"
 SCHEMA_HEADER: Final = "headrace-schema"
-FORMAT: Final = b"arrow-ipc/1"
+ARROW_FORMAT: Final = b"arrow-ipc/1"
+EXAMPLE_FORMAT: Final = b"tf-example/1"
+FORMATS: Final = {"arrow": ARROW_FORMAT, "example": EXAMPLE_FORMAT}
+"""By the names that a configuration has for them."""
 
 Headers = Sequence[tuple[str, bytes]]
 
@@ -46,33 +51,45 @@ def encode(samples: pa.Table) -> tuple[bytes, Headers]:
     with pa.ipc.new_stream(sink, samples.schema) as writer:
         writer.write_batch(rows)
     fingerprint = schema_fingerprint(samples.schema).encode()
-    return sink.getvalue().to_pybytes(), [(FORMAT_HEADER, FORMAT), (SCHEMA_HEADER, fingerprint)]
+    return sink.getvalue().to_pybytes(), [
+        (FORMAT_HEADER, ARROW_FORMAT),
+        (SCHEMA_HEADER, fingerprint),
+    ]
 
 
-def decode(value: bytes | None, headers: Headers, *, schema: pa.Schema, where: str) -> pa.Table:
-    """Returns a record's samples with the columns of `schema`; extra columns are dropped.
+def format_of(headers: Headers, *, default: bytes) -> bytes:
+    """Returns a record's format: what its header says, or the default if it has none."""
+    for name, value in headers:
+        if name == FORMAT_HEADER:
+            return value
+    return default
+
+
+def unknown_format(found: bytes) -> RecordError:
+    """Returns the error for a format that is none of ours."""
+    known = " or ".join(str(name) for name in FORMATS.values())
+    return RecordError(
+        "unknown-format", f"header {FORMAT_HEADER}: found {found[:50]!r}; expected {known}"
+    )
+
+
+def decode(value: bytes | None, *, schema: pa.Schema, where: str) -> pa.Table:
+    """Returns the samples of an Arrow record, with the columns of `schema`; others are dropped.
 
     The schema header is for those who route or inspect records without opening them; here the
     payload's own schema decides. The result shares the memory of `value`.
 
     Args:
         value: The record's value; None is what Kafka calls a tombstone.
-        headers: The record's headers.
         schema: The columns that are wanted, in the order they are wanted.
         where: Names the record in messages: topic, partition and offset.
 
     Raises:
-        RecordError: If the bytes are not one whole Arrow batch in our format.
+        RecordError: If the bytes are not one whole Arrow batch.
         SchemaMismatchError: If a column is missing or has another type.
     """
     if value is None:
         raise RecordError("no-value", "found a record without a value; expected an Arrow batch")
-    found = dict(headers).get(FORMAT_HEADER)
-    if found != FORMAT:
-        shown = "none" if found is None else repr(found[:50])
-        raise RecordError(
-            "unknown-format", f"header {FORMAT_HEADER}: found {shown}; expected {FORMAT!r}"
-        )
     return conform(pa.Table.from_batches([_only_batch(value)]), schema, where=where)
 
 

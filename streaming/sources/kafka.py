@@ -1,49 +1,64 @@
-"""Kafka topics of Arrow records as a source: the one place where samples are consumed.
-
-kafka-python is used with manual assignment and without a consumer group: which records are read is
-decided by ranges, and what was read is remembered by the ledger alone.
-"""
+"""A Kafka cluster as a source: ranges of offsets, read by this process alone, without a group."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Final, Literal, Self
 
 import pyarrow as pa
-from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
-from kafka.errors import KafkaConfigurationError, KafkaError, OffsetOutOfRangeError
-from pydantic import Field
+from kafka import TopicPartition
+from kafka.errors import OffsetOutOfRangeError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.schema import InputError
-from pipeline.topics.connection import BrokerConnection, watch_client_log
-from pipeline.topics.record import RecordError, decode
-from streaming.source import (
-    Partition,
-    Place,
-    Range,
-    ReadResult,
-    Reject,
-    SourceUnavailableError,
-)
+from pipeline.topics.connection import BrokerConnection
+from pipeline.topics.record import FORMATS
+from streaming.source import Partition, Place, Range, ReadResult, SourceUnavailableError
+from streaming.sources.kafka_client import Cursor, KafkaClient
+from streaming.sources.kafka_records import RecordDecoder, name_of
 
-_POLL_MS: Final = 50
-_CLOSE_MS: Final = 1000
-_SHOWN_BYTES: Final = 200
-_SHOWN_TOPICS: Final = 20
-_NO_ERROR: Final = 0
+logger = logging.getLogger(__name__)
+
+_IDENTITY_SECONDS: Final = 1.0
+
+
+class DeadLettersConfig(BaseModel):
+    """Where records go that cannot be decoded, instead of `dead-letters/` in the run's folder."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    topic: str
+    """A topic of the same brokers; it must be there, and take records as large as those read."""
 
 
 class KafkaSourceConfig(BrokerConnection):
-    """Topics of Arrow records, as `headrace publish` writes them."""
+    """Topics of Arrow records, as `headrace publish` writes them, or of single `tf.Example`s."""
 
     topics: Annotated[list[str], Field(min_length=1)]
+    value_format: Literal["arrow", "example"] = "arrow"
+    """What a record is that has no header `headrace-format`; with one, the header decides."""
     stall_timeout_seconds: Annotated[float, Field(gt=0)] = 30.0
     """Give up a read that has not moved on for so long: the broker is away."""
     fetch_bytes: Annotated[int, Field(ge=1)] = 2 << 20
     """What one request may bring, at least one record: about the (compressed) size of a range."""
+    on_lost: Literal["count", "stop"] = "count"
+    """Answer to records that retention deleted before they were read."""
+    dead_letters: DeadLettersConfig | None = None
+    """Send records that cannot be decoded to a topic; without it they are written to files."""
+    group: str | None = None
+    """Commit the offsets of each checkpoint to this group, for dashboards; nothing reads them."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.dead_letters is not None and self.dead_letters.topic in self.topics:
+            raise ValueError(
+                f"dead_letters: found topic {self.dead_letters.topic}, which is read; expected"
+                " another one"
+            )
+        return self
 
 
 class KafkaSource:
@@ -52,9 +67,11 @@ class KafkaSource:
     Delivery: a range is read whole or an error is raised; a record is returned if and only if its
     offset lies in the range and its transaction, if any, was committed. Reading a range again gives
     the same, as long as retention keeps its records; those that it deleted are counted as `lost`.
-    An offset is a record, that is, many samples. Use from one thread at a time.
+    What compaction removed, and the markers of transactions, are offsets without a record: passed,
+    and not lost. An offset is a record, that is, one sample or many. Use from one thread at a time.
 
-    Connects on first use. A broker that restarts meanwhile only delays a read.
+    Connects on first use. A broker that restarts meanwhile only delays a read. A topic that is
+    deleted and created again is found out within a second of reading; `identity` always looks.
     """
 
     def __init__(
@@ -65,9 +82,10 @@ class KafkaSource:
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config
-        self._schema = schema
         self._now = now
-        self._consumer: KafkaConsumer | None = None
+        self._client = KafkaClient(config, config.topics, fetch_bytes=config.fetch_bytes)
+        self._decoder = RecordDecoder(schema, default=FORMATS[config.value_format])
+        self._identified = -_IDENTITY_SECONDS
 
     def partitions(self) -> Sequence[Partition]:
         """Returns all partitions of all topics, ordered.
@@ -78,7 +96,7 @@ class KafkaSource:
         """
         return [
             Partition(topic["name"], number)
-            for topic in self._describe()
+            for topic in self._client.describe()
             for number in sorted(part["partition_index"] for part in topic["partitions"])
         ]
 
@@ -87,33 +105,33 @@ class KafkaSource:
 
         Args:
             offsets: Not looked at. What was written once stays, or is deleted by retention.
+
+        Raises:
+            InputError: If a topic has another id than when this source first saw it.
         """
         del offsets
-        return {topic["name"]: str(topic["topic_id"]) for topic in self._describe()}
+        return {topic["name"]: str(topic["topic_id"]) for topic in self._client.describe()}
 
     def start_offsets(self) -> dict[Partition, int]:
         """Returns the first offset that retention has left, per partition."""
-        return self._offsets("beginning_offsets")
+        return self._offsets(lambda places: self._ask("beginning_offsets", places))
 
     def end_offsets(self) -> dict[Partition, int]:
         """Returns the end of what is committed (the last stable offset), per partition."""
-        return self._offsets("end_offsets")
+        return self._offsets(lambda places: self._ask("end_offsets", places))
 
     def offsets_at(self, time_ms: int) -> dict[Partition, Place]:
         """Returns the first record with a timestamp of `time_ms` or later, per partition.
 
         The timestamp is what the producer set: event time if it was `headrace publish`.
         """
-        partitions = {TopicPartition(p.topic, p.number): p for p in self.partitions()}
-        with self._failing_as("asking for offsets"):
-            found = self._connected().offsets_for_times(
-                dict.fromkeys(partitions, max(0, time_ms)),
-                timeout_ms=self._config.stall_timeout_seconds * 1000,
-            )
+        found = self._offsets(
+            lambda places: self._ask("offsets_for_times", dict.fromkeys(places, max(0, time_ms)))
+        )
         return {
-            partition: Place(found[place].offset, found[place].timestamp)
-            for place, partition in partitions.items()
-            if found.get(place) is not None and found[place].offset >= 0
+            partition: Place(place.offset, place.timestamp)
+            for partition, place in found.items()
+            if place is not None and place.offset >= 0
         }
 
     def read(self, wanted: Range) -> ReadResult:
@@ -121,32 +139,35 @@ class KafkaSource:
 
         Raises:
             SchemaMismatchError: If a record carries other columns than the trainer's.
-            InputError: If the topic is gone, or has no such offsets yet or any more though nothing
-                was deleted by retention: it was cut short, or deleted and created again.
+            InputError: If the topic is gone or is another one, or has no such offsets yet or any
+                more though nothing was deleted by retention: it was cut short. If retention did
+                delete some, and `on_lost` is `stop`.
             SourceUnavailableError: If nothing came for `stall_timeout_seconds`.
         """
-        with self._failing_as(f"reading {_name(wanted.partition)}"):
+        with self._client.failing_as(f"reading {name_of(wanted.partition)}"):
             records, lost = self._fetch(wanted)
-        tables, rejects = [self._schema.empty_table()], []
-        for record in records:
-            where = f"{_name(wanted.partition)} offset {record.offset}"
-            try:
-                tables.append(
-                    decode(record.value, record.headers, schema=self._schema, where=where)
-                )
-            except RecordError as error:
-                rejects.append(_reject(record, error))
-        return ReadResult(samples=pa.concat_tables(tables), rejects=rejects, lost=lost)
+        self._check_identity()
+        samples, rejects = self._decoder.decode(wanted.partition, records)
+        return ReadResult(samples=samples, rejects=rejects, lost=lost)
+
+    def saved(self, offsets: Mapping[Partition, int]) -> None:
+        """Commits the offsets of a checkpoint to `group`, if one is set; never fails."""
+        if self._config.group is None:
+            return
+        places = {TopicPartition(p.topic, p.number): offset for p, offset in offsets.items()}
+        try:
+            self._client.commit(self._config.group, places)
+        except (SourceUnavailableError, InputError) as error:
+            logger.warning("dashboards will lag, training does not: %s", error)
 
     def close(self) -> None:
-        """Closes the connection; the next use opens another."""
-        consumer, self._consumer = self._consumer, None
-        if consumer is not None:
-            consumer.close(autocommit=False, timeout_ms=_CLOSE_MS)
+        """Closes the connections; the next use opens others."""
+        self._client.close()
 
     def _fetch(self, wanted: Range) -> tuple[list[Any], int]:
         """Returns the records of a range and how many of its offsets retention has deleted."""
-        cursor = self._seek(wanted)
+        cursor = self._client.cursor(wanted.partition.topic, wanted.partition.number)
+        cursor.move(wanted.start)
         records: list[Any] = []
         lost = 0
         watchdog = _Watchdog(self._config.stall_timeout_seconds, self._now)
@@ -165,125 +186,64 @@ class KafkaSource:
             records += [record for record in batch if wanted.start <= record.offset < wanted.end]
         return records, lost
 
-    def _seek(self, wanted: Range) -> _Cursor:
-        consumer = self._connected()
-        place = TopicPartition(wanted.partition.topic, wanted.partition.number)
-        cursor = _Cursor(consumer, place)
-        # Not pause() and resume() over all partitions: after a backward seek that stalls for ever.
-        if consumer.assignment() != {place}:
-            consumer.assign([place])
-            consumer.seek(place, wanted.start)
-        elif cursor.position() != wanted.start:
-            consumer.seek(place, wanted.start)
-        return cursor
-
-    def _skip_deleted(self, cursor: _Cursor, wanted: Range) -> int:
+    def _skip_deleted(self, cursor: Cursor, wanted: Range) -> int:
         """Moves to the first record that is left and returns how many offsets it skipped."""
         position, first = cursor.position(), cursor.first()
         if first <= position:
             raise InputError(
-                f"{_name(wanted.partition)}: found offsets {first} to {cursor.end()}; expected"
+                f"{name_of(wanted.partition)}: found offsets {first} to {cursor.end()}; expected"
                 f" records from {position} on: the topic was cut short, or deleted and created"
                 " again since the offsets were stored"
             )
         target = min(first, wanted.end)
-        cursor.consumer.seek(cursor.place, target)
-        return target - position
-
-    def _offsets(self, method: str) -> dict[Partition, int]:
-        partitions = {TopicPartition(p.topic, p.number): p for p in self.partitions()}
-        with self._failing_as("asking for offsets"):
-            ask = getattr(self._connected(), method)
-            found = ask(list(partitions), timeout_ms=self._config.stall_timeout_seconds * 1000)
-        return {partition: found[place] for place, partition in partitions.items()}
-
-    def _describe(self) -> list[dict[str, Any]]:
-        """Returns the broker's description of each topic, in the order of the configuration."""
-        with self._failing_as("asking for topics"):
-            admin = KafkaAdminClient(**self._config.client_options())
-            try:
-                topics = admin.describe_topics(list(self._config.topics))
-                missing = [topic["name"] for topic in topics if topic["error_code"] != _NO_ERROR]
-                existing = sorted(admin.list_topics()) if missing else []
-            finally:
-                admin.close()
-        if missing:
-            raise InputError(self._no_topic(missing, existing))
-        return sorted(topics, key=lambda topic: self._config.topics.index(topic["name"]))
-
-    def _no_topic(self, missing: Sequence[str], existing: Sequence[str]) -> str:
-        shown = ", ".join(existing[:_SHOWN_TOPICS]) or "none"
-        more = ", ..." if len(existing) > _SHOWN_TOPICS else ""
-        return (
-            f"topics: found no topic {', '.join(missing)} at"
-            f" {', '.join(self._config.bootstrap_servers)}; expected one of: {shown}{more}"
-            " (`headrace publish` makes one)"
-        )
-
-    def _connected(self) -> KafkaConsumer:
-        if self._consumer is None:
-            self._consumer = KafkaConsumer(
-                **self._config.client_options(),
-                group_id=None,
-                metrics_enabled=False,
-                enable_auto_commit=False,
-                allow_auto_create_topics=False,
-                isolation_level="read_committed",
-                # Any other value jumps silently over what retention has deleted.
-                auto_offset_reset="none",
-                max_partition_fetch_bytes=self._config.fetch_bytes,
-                # A fetch at the end of one partition holds up the next partition's for so long.
-                fetch_max_wait_ms=_POLL_MS,
+        count = target - position
+        found = f"{name_of(wanted.partition)}: offsets {position} to {target - 1}, {count} in all"
+        if self._config.on_lost == "stop":
+            raise InputError(
+                f"{found}: found that retention deleted them before they were read; expected all,"
+                " by on_lost: give the topic a longer retention.ms and go on from what is left"
+                " with on_lost: count"
             )
-        return self._consumer
+        logger.warning("%s, are lost: retention deleted them before they were read", found)
+        cursor.move(target)
+        return count
 
-    @contextlib.contextmanager
-    def _failing_as(self, doing: str) -> Iterator[None]:
-        watch_client_log()
-        try:
-            yield
-        except KafkaConfigurationError as error:
-            raise InputError(f"bootstrap_servers: {error}") from error
-        except KafkaError as error:
-            # The next use starts with a fresh client, whatever state this one is in.
-            self.close()
-            raise SourceUnavailableError(self._config.unavailable(doing, error)) from error
+    def _check_identity(self) -> None:
+        """Looks now and then, after a fetch, whether the topic is still the one of before."""
+        if self._now() - self._identified < _IDENTITY_SECONDS:
+            return
+        # A broker that went away this moment is the business of the next fetch.
+        with contextlib.suppress(SourceUnavailableError):
+            self._client.describe()
+        self._identified = self._now()
+
+    def _offsets(
+        self, ask: Callable[[list[TopicPartition]], dict[Any, Any]]
+    ) -> dict[Partition, Any]:
+        partitions = {TopicPartition(p.topic, p.number): p for p in self.partitions()}
+        with self._client.failing_as("asking for offsets"):
+            found = ask(list(partitions))
+        return {partition: found.get(place) for place, partition in partitions.items()}
+
+    def _ask(self, method: str, places: Any) -> dict[Any, Any]:
+        ask = getattr(self._client.consumer, method)
+        answer: dict[Any, Any] = ask(places, timeout_ms=self._config.stall_timeout_seconds * 1000)
+        return answer
 
     def _stall(self, wanted: Range, position: int) -> Exception:
         """Returns the error for a read that does not move on: it may be for good."""
         with contextlib.suppress(SourceUnavailableError):
             try:
-                self._describe()
+                self._client.describe()
             except InputError as error:
                 return error
         seconds = f"{self._config.stall_timeout_seconds:g} s"
         return SourceUnavailableError(
             self._config.unavailable(
-                f"reading {_name(wanted.partition)} from {wanted.start} to {wanted.end}: nothing"
+                f"reading {name_of(wanted.partition)} from {wanted.start} to {wanted.end}: nothing"
                 f" from offset {position} on in {seconds}"
             )
         )
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Cursor:
-    """A consumer that reads one partition."""
-
-    consumer: KafkaConsumer
-    place: TopicPartition
-
-    def position(self) -> int:
-        return self.consumer.position(self.place)
-
-    def poll(self, *, max_records: int) -> list[Any]:
-        batch = self.consumer.poll(timeout_ms=_POLL_MS, max_records=max_records)
-        return batch.get(self.place, [])
-
-    def first(self) -> int:
-        return self.consumer.beginning_offsets([self.place])[self.place]
-
-    def end(self) -> int:
-        return self.consumer.end_offsets([self.place])[self.place]
 
 
 class _Watchdog:
@@ -299,12 +259,3 @@ class _Watchdog:
         if position != self._position:
             self._position, self._since = position, self._now()
         return self._now() - self._since > self._timeout_seconds
-
-
-def _reject(record: Any, error: RecordError) -> Reject:
-    payload = (record.value or b"")[:_SHOWN_BYTES]
-    return Reject(record.offset, error.reason, error.detail, payload)
-
-
-def _name(partition: Partition) -> str:
-    return f"topic {partition.topic} partition {partition.number}"

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.kafka.install import cache_directory, installed_jars, require_java
+from tests.kafka.security import Certificates, listeners, scram_users
 
 _LOG4J = Path(__file__).with_name("log4j2.properties")
 _FAST_START = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xms64m", "-Xmx384m")
@@ -26,9 +27,9 @@ _PR_SET_PDEATHSIG = 1
 _PROPERTIES = """\
 process.roles=broker,controller
 node.id=1
-listeners=BROKER://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
-advertised.listeners=BROKER://127.0.0.1:{port}
-listener.security.protocol.map=BROKER:PLAINTEXT,CONTROLLER:PLAINTEXT
+listeners={listeners},CONTROLLER://127.0.0.1:{controller_port}
+advertised.listeners={listeners}
+listener.security.protocol.map={protocols},CONTROLLER:PLAINTEXT
 inter.broker.listener.name=BROKER
 controller.listener.names=CONTROLLER
 controller.quorum.bootstrap.servers=127.0.0.1:{controller_port}
@@ -53,8 +54,19 @@ class Broker:
     It ends with this process, however that ends. Its log is `broker.log` in its directory.
     """
 
-    def __init__(self, directory: Path, *, java_options: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        java_options: Sequence[str] = (),
+        certificates: Certificates | None = None,
+    ) -> None:
         """Chooses ports; nothing runs yet.
+
+        Args:
+            directory: Where its data and its log are.
+            java_options: Options of the process, instead of those for a fast start.
+            certificates: With them it listens where `tests.kafka.security.listeners` says, too.
 
         Raises:
             KafkaMissingError: If Java or the jars are not there.
@@ -63,13 +75,19 @@ class Broker:
         self._java_options = [*_FAST_START, *(java_options or _shared_classes())]
         self._directory = directory
         self._process: subprocess.Popen[bytes] | None = None
-        self.port, self._controller_port = _free_ports(2)
+        self._security, self._properties = listeners(certificates) if certificates else ({}, "")
+        self.port, self._controller_port, *more = _free_ports(2 + len(self._security))
+        self._ports = {"BROKER": self.port} | dict(zip(self._security, more, strict=True))
         self.log = directory / "broker.log"
 
     @property
     def bootstrap(self) -> str:
         """The address for clients."""
-        return f"127.0.0.1:{self.port}"
+        return self.address("BROKER")
+
+    def address(self, listener: str) -> str:
+        """Returns the address of a listener, by its name."""
+        return f"127.0.0.1:{self._ports[listener]}"
 
     def start(self, *, timeout_seconds: float = 60) -> None:
         """Starts the broker, with the data it had, and waits until it serves."""
@@ -125,15 +143,17 @@ class Broker:
 
     def _format(self, properties: Path) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
-        properties.write_text(
-            _PROPERTIES.format(
-                port=self.port,
-                controller_port=self._controller_port,
-                data=self._directory / "data",
-            )
+        protocols = {"BROKER": "PLAINTEXT"} | self._security
+        filled = _PROPERTIES.format(
+            listeners=",".join(f"{name}://{self.address(name)}" for name in self._ports),
+            protocols=",".join(f"{name}:{protocol}" for name, protocol in protocols.items()),
+            controller_port=self._controller_port,
+            data=self._directory / "data",
         )
+        properties.write_text(filled + self._properties)
         command = [*self._command("kafka.tools.StorageTool"), "format", "--standalone"]
         command += ["-t", str(uuid.uuid4()), "-c", str(properties)]
+        command += scram_users() if self._security else []
         with self.log.open("ab") as log:
             done = subprocess.run(command, stdout=log, stderr=log, check=False)
         if done.returncode:

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.schema import SchemaMismatchError, schema_fingerprint
-from pipeline.topics.record import FORMAT, RecordError, decode, encode
+from pipeline.topics.record import RecordError, decode, encode, format_of, unknown_format
 
 SCHEMA = pa.schema(
     [
@@ -25,7 +25,7 @@ VALUE, HEADERS = encode(SAMPLES)
 
 
 def test_samples_survive_with_headers_that_name_format_and_schema() -> None:
-    assert decode(VALUE, HEADERS, schema=SCHEMA, where="r").equals(SAMPLES)
+    assert decode(VALUE, schema=SCHEMA, where="r").equals(SAMPLES)
     assert [
         ("headrace-format", b"arrow-ipc/1"),
         ("headrace-schema", schema_fingerprint(SCHEMA).encode()),
@@ -35,33 +35,33 @@ def test_samples_survive_with_headers_that_name_format_and_schema() -> None:
 def test_a_slice_takes_only_its_own_bytes() -> None:
     many = pa.concat_tables([SAMPLES] * 1000)
     assert len(encode(many.slice(1500, 3))[0]) < 2 * len(VALUE)
-    assert decode(*encode(many.slice(1500, 3)), schema=SCHEMA, where="r").equals(SAMPLES)
+    assert decode(encode(many.slice(1500, 3))[0], schema=SCHEMA, where="r").equals(SAMPLES)
 
 
 def test_no_samples_are_a_record_too() -> None:
-    value, headers = encode(SCHEMA.empty_table())
-    assert decode(value, headers, schema=SCHEMA, where="r").equals(SCHEMA.empty_table())
+    value, _ = encode(SCHEMA.empty_table())
+    assert decode(value, schema=SCHEMA, where="r").equals(SCHEMA.empty_table())
 
 
 def test_extra_and_reordered_columns_pass() -> None:
     other = SAMPLES.append_column("extra", pa.array([0.5] * 3))
-    value, headers = encode(other.select(["history_item_id", "extra", "title", "item_id"]))
-    assert decode(value, headers, schema=SCHEMA, where="r").equals(SAMPLES)
+    value, _ = encode(other.select(["history_item_id", "extra", "title", "item_id"]))
+    assert decode(value, schema=SCHEMA, where="r").equals(SAMPLES)
 
 
 def test_other_encodings_of_a_type_pass() -> None:
     title = SAMPLES["title"].cast(pa.dictionary(pa.int32(), pa.string()))
     history = SAMPLES["history_item_id"].cast(pa.large_list(pa.int64()))
-    value, headers = encode(pa.table([SAMPLES["item_id"], title, history], SCHEMA.names))
-    assert decode(value, headers, schema=SCHEMA, where="r").equals(SAMPLES)
+    value, _ = encode(pa.table([SAMPLES["item_id"], title, history], SCHEMA.names))
+    assert decode(value, schema=SCHEMA, where="r").equals(SAMPLES)
 
 
 def test_missing_and_retyped_columns_are_all_named() -> None:
     wrong = SAMPLES.drop_columns(["title"]).set_column(0, "item_id", pa.array(["1", "2", "3"]))
-    value, headers = encode(wrong)
+    value, _ = encode(wrong)
 
     with pytest.raises(SchemaMismatchError) as caught:
-        decode(value, headers, schema=SCHEMA, where="topic t partition 0 offset 7")
+        decode(value, schema=SCHEMA, where="topic t partition 0 offset 7")
 
     assert str(caught.value).splitlines() == [
         "topic t partition 0 offset 7: column 'item_id': found string; expected int64",
@@ -71,27 +71,34 @@ def test_missing_and_retyped_columns_are_all_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "headers", "reason"),
+    ("value", "reason"),
     [
-        (None, HEADERS, "no-value"),
-        (VALUE, [], "unknown-format"),
-        (VALUE, [("headrace-format", b"arrow-ipc/2")], "unknown-format"),
-        (b"", HEADERS, "undecodable"),
-        (b"{}", HEADERS, "undecodable"),
-        (VALUE[: len(VALUE) // 2], HEADERS, "undecodable"),
+        (None, "no-value"),
+        (b"", "undecodable"),
+        (b"{}", "undecodable"),
+        (VALUE[: len(VALUE) // 2], "undecodable"),
     ],
 )
-def test_what_is_no_record_is_rejected_with_a_reason(value, headers, reason) -> None:
+def test_what_is_no_record_is_rejected_with_a_reason(value, reason) -> None:
     with pytest.raises(RecordError) as caught:
-        decode(value, headers, schema=SCHEMA, where="r")
+        decode(value, schema=SCHEMA, where="r")
     assert caught.value.reason == reason
     assert "expected" in caught.value.detail or "no Arrow" in caught.value.detail
+
+
+def test_the_header_names_the_format_and_the_default_holds_without_one() -> None:
+    assert format_of(HEADERS, default=b"tf-example/1") == b"arrow-ipc/1"
+    assert format_of([("trace", b"1")], default=b"tf-example/1") == b"tf-example/1"
+    assert str(unknown_format(b"avro")) == (
+        "unknown-format: header headrace-format: found b'avro';"
+        " expected b'arrow-ipc/1' or b'tf-example/1'"
+    )
 
 
 def test_no_prefix_is_taken_for_fewer_samples() -> None:
     for length in range(len(VALUE)):
         try:
-            assert decode(VALUE[:length], HEADERS, schema=SCHEMA, where="r").num_rows == 3
+            assert decode(VALUE[:length], schema=SCHEMA, where="r").num_rows == 3
         except RecordError:
             continue
 
@@ -101,13 +108,13 @@ def test_two_batches_in_one_value_are_rejected() -> None:
     with pa.ipc.new_stream(sink, SCHEMA) as writer:
         writer.write_table(SAMPLES, max_chunksize=2)
     with pytest.raises(RecordError, match="found 2 batches"):
-        decode(sink.getvalue().to_pybytes(), HEADERS, schema=SCHEMA, where="r")
+        decode(sink.getvalue().to_pybytes(), schema=SCHEMA, where="r")
 
 
 @given(st.binary(max_size=400))
 def test_random_bytes_are_rejected(noise: bytes) -> None:
     with pytest.raises(RecordError):
-        decode(noise, [("headrace-format", FORMAT)], schema=SCHEMA, where="r")
+        decode(noise, schema=SCHEMA, where="r")
 
 
 @given(st.integers(0, len(VALUE) - 1), st.integers(1, 255))
@@ -116,4 +123,4 @@ def test_a_damaged_byte_gives_samples_or_an_error_of_ours(position: int, change:
     damaged = bytearray(VALUE)
     damaged[position] ^= change
     with contextlib.suppress(RecordError, SchemaMismatchError):
-        assert decode(bytes(damaged), HEADERS, schema=SCHEMA, where="r").schema == SCHEMA
+        assert decode(bytes(damaged), schema=SCHEMA, where="r").schema == SCHEMA
