@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import pytest
+
+from streaming.watch.meter import Meter
+
+
+def report(**values: float) -> dict[str, float]:
+    return {"samples": 10, "batches": 2, "loss_sum": 3.0, "first_ms": -1, "last_ms": -1} | values
+
+
+def test_rates_and_means_are_those_since_the_last_time() -> None:
+    meter = Meter(now=0.0)
+    meter.add(report(drift_sum=1.0), worker="a", now=1.0, wall_ms=0)
+    meter.add(report(drift_sum=3.0, loss_sum=5.0), worker="a", now=2.0, wall_ms=0)
+    figures = meter.interval(4.0)
+    # 20 samples in 4 s; a loss of (3 + 5) / 4 mini-batches; a drift of (1 + 3) / 4.
+    assert figures == {"train/loss": 2.0, "train/drift": 1.0, "stream/samples_per_second": 5.0}
+    assert meter.interval(5.0) == {}
+
+
+def test_staleness_is_the_age_at_training_by_samples() -> None:
+    meter = Meter(now=0.0)
+    # 99 samples of 1 s of age for each one of 100 s.
+    meter.add(
+        report(samples=990, first_ms=9_000, last_ms=9_000), worker="a", now=1.0, wall_ms=10_000
+    )
+    meter.add(
+        report(samples=10, first_ms=10_000, last_ms=10_000), worker="b", now=2.0, wall_ms=110_000
+    )
+    figures = meter.recent(2.0)
+    assert figures["stream/staleness_p50_seconds"] == pytest.approx(1.0)
+    assert figures["stream/staleness_p99_seconds"] == pytest.approx(1.0)
+    meter.add(
+        report(samples=10, first_ms=10_000, last_ms=10_000), worker="b", now=2.0, wall_ms=110_000
+    )
+    assert meter.recent(2.0)["stream/staleness_p99_seconds"] == pytest.approx(100.0)
+
+
+def test_a_ranges_events_lie_between_its_oldest_and_its_newest() -> None:
+    meter = Meter(now=0.0)
+    meter.add(report(first_ms=1_000, last_ms=9_000), worker="a", now=1.0, wall_ms=11_000)
+    # Ages from 2 s to 10 s: the middle is 6 s.
+    assert meter.recent(1.0)["stream/staleness_p50_seconds"] == pytest.approx(6.0, abs=0.5)
+    assert meter.newest_event_ms == 9_000
+
+
+def test_what_is_older_than_a_minute_is_forgotten() -> None:
+    meter = Meter(now=0.0)
+    meter.add(report(first_ms=0, last_ms=0), worker="a", now=0.0, wall_ms=5_000)
+    meter.add(report(), worker="b", now=30.0, wall_ms=35_000)
+    assert meter.recent(50.0)["cluster/workers_heard"] == 2
+    assert meter.recent(70.0) == {"cluster/workers_heard": 1}
+
+
+def test_events_without_a_time_have_no_age() -> None:
+    meter = Meter(now=0.0)
+    meter.add(report(), worker="a", now=1.0, wall_ms=5_000)
+    assert meter.newest_event_ms is None
+    assert meter.recent(1.0) == {"cluster/workers_heard": 1}
