@@ -12,12 +12,21 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from models.contract import FeatureValue, Input, Model, Optimizer, Sampling
+from models.contract import (
+    CorpusSample,
+    FeatureValue,
+    Input,
+    Model,
+    Optimizer,
+    Outcome,
+    Sampling,
+)
 from models.features import hash_ids
 from streaming.config import FrequencyConfig
 from streaming.servers import frequency as freq
 from streaming.servers.state import Parameter, PushOutcome, Route, ServerState
-from streaming.worker import reader
+from streaming.worker import negatives, reader
+from streaming.worker.negatives import Drift, RangeNegatives
 
 _EPSILON = 1e-7
 _ANONYMOUS = "cd2c89b7-88b7-44c8-ad83-06c2a9158347"  # ResourceHandle::ANONYMOUS_NAME
@@ -41,6 +50,13 @@ class Report(NamedTuple):
 COUNTS = (*reader.COUNTS, "batches", "applied", "torn")
 
 
+class Learned(NamedTuple):
+    """What the mini-batches of a range came to: the sum of their losses, and feature drift."""
+
+    loss_sum: tf.Tensor
+    drift: Drift
+
+
 class MiniBatches:
     """Takes a model's mini-batch steps on whatever holds its rows: local copies or whole tables."""
 
@@ -58,7 +74,8 @@ class MiniBatches:
         *,
         probability: tf.Tensor | None,
         num_samples: tf.Tensor,
-    ) -> tf.Tensor:
+        extra: RangeNegatives | None = None,
+    ) -> Learned:
         """Steps through samples in order, updating what the handles hold.
 
         Args:
@@ -66,32 +83,50 @@ class MiniBatches:
             handles: Tables and weights, by name.
             probability: [num_samples] sampling probability of each sample's candidate, or None.
             num_samples: int64 scalar.
-
-        Returns:
-            The sum of the mini-batches' losses.
+            extra: Draws from the corpus and the bank, where the model asks for them.
         """
+        around, model = extra or RangeNegatives(), self.model
 
-        def step(begin: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        def step(begin: tf.Tensor, learned: Learned) -> tuple[tf.Tensor, Learned]:
             end = tf.minimum(begin + self.batch_size, num_samples)
             batch = {name: value[begin:end] for name, value in features.items()}
-            likely = None if probability is None else probability[begin:end]
-            return end, total + self._step(batch, handles, likely)
+            sampling = negatives.batch_sampling(
+                around,
+                begin=begin,
+                end=end,
+                batch_size=self.batch_size,
+                probability=probability,
+                asked=(model.corpus, model.bank),
+            )
+            outcome = self._step(batch, handles, sampling)
+            moved = self._remember(around, outcome, begin)
+            return end, tf.nest.map_structure(tf.add, learned, Learned(outcome.loss, moved))
 
-        _, total = tf.while_loop(
+        _, learned = tf.while_loop(
             lambda begin, _: begin < num_samples,
             step,
-            [tf.constant(0, tf.int64), tf.constant(0.0)],
+            [tf.constant(0, tf.int64), Learned(tf.constant(0.0), negatives.no_drift())],
             parallel_iterations=1,
         )
-        return total
+        return learned
+
+    def _remember(self, around: RangeNegatives, outcome: Outcome, begin: tf.Tensor) -> Drift:
+        """Enqueues what the model made, after the step; returns how far it has moved."""
+        bank, shape, rows = around.bank, self.model.bank, outcome.enqueue
+        if bank is None or shape is None or rows is None:
+            return negatives.no_drift()
+        moved = negatives.drift(bank, rows, shape=shape, begin=begin, batch_size=self.batch_size)
+        with tf.control_dependencies([moved.distance]):
+            negatives.enqueue(bank, rows, size=shape.size, begin=begin)
+        return moved
 
     def _step(
         self,
         batch: Mapping[str, FeatureValue],
         handles: Mapping[str, Handles],
-        probability: tf.Tensor | None,
-    ) -> tf.Tensor:
-        compact, used = compact_rows(batch, self.model.inputs)
+        sampling: Sampling,
+    ) -> Outcome:
+        compact, corpus, used = compact_all(batch, sampling.corpus, self.model)
         tables = {}
         for name, rows in used.items():
             held = tf.raw_ops.ResourceGather(
@@ -108,7 +143,7 @@ class MiniBatches:
                 compact,
                 tables=tables,
                 weights=weights,
-                sampling=Sampling(self.batch_size, probability),
+                sampling=sampling._replace(corpus=corpus),
             )
             loss = outcome.loss
         gradients = tape.gradient(
@@ -116,7 +151,7 @@ class MiniBatches:
         )
         self._update(handles, gradients[0], used)
         self._update(handles, gradients[1], {})
-        return loss
+        return outcome
 
     def _update(
         self,
@@ -152,6 +187,15 @@ def _apply_gradient(
         tf.raw_ops.ResourceApplyAdagradV2(**adagrad)
     else:
         tf.raw_ops.ResourceSparseApplyAdagradV2(**adagrad, indices=rows)
+
+
+def compact_all(
+    features: Mapping[str, FeatureValue], corpus: CorpusSample | None, model: Model
+) -> tuple[dict[str, FeatureValue], CorpusSample | None, dict[str, tf.Tensor]]:
+    """Renumbers the ids of samples and draws together, as `compact_rows` does."""
+    inputs = negatives.all_inputs(model) if corpus is not None else model.inputs
+    renumbered, used = compact_rows(negatives.joined(features, corpus), inputs)
+    return *negatives.parted(renumbered, corpus), used
 
 
 def compact_rows(
@@ -251,7 +295,7 @@ class RangeFunction:
         dense = [weight.name for weight in self._model.weights]
         pulled |= {name: self._state.pull_weight(name) for name in dense}
         copies = {name: _local_copy(parameter) for name, parameter in pulled.items()}
-        loss_sum = self._mini_batches.learn(
+        loss_sum, _ = self._mini_batches.learn(
             features, copies, probability=probability, num_samples=num_samples
         )
         # The copies change inside the loop, so they are read once it has run.

@@ -132,7 +132,7 @@ class Learner:
             handles(self.state),
             probability=probability,
             num_samples=num_samples,
-        )
+        ).loss_sum
 
     def _estimate(self, ids: tf.Tensor, num_samples: tf.Tensor) -> tf.Tensor:
         state, alpha = self.state, self._frequency.alpha

@@ -82,7 +82,7 @@ class Alone:
             self._handles(),
             probability=probability,
             num_samples=num_samples,
-        )
+        ).loss_sum
 
     def _probability(self, ids: tf.Tensor, num_samples: tf.Tensor) -> tf.Tensor:
         state = self._state
