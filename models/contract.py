@@ -82,11 +82,13 @@ class CorpusDraws:
         count: How many per mini-batch.
         smoothing: Items are drawn in proportion to their number of samples to this power; 0 is
             uniform.
-        inputs: The candidate's columns, as the samples have them.
+        identity: The input that names the item.
+        inputs: The candidate's columns, as the samples have them, `identity` among them.
     """
 
     count: int
     smoothing: float
+    identity: str
     inputs: tuple[Input, ...]
 
 

@@ -141,6 +141,14 @@ class TwoTower:
         (item_input,) = self.candidate_inputs
         return [Input(name=column, dtype=item_input.dtype, ragged=True, table=item_input.table)]
 
+    def _corpus_inputs(self) -> tuple[Input, ...]:
+        """The candidate's inputs, and its id where the tower does not read that."""
+        if any(each.name == ITEM_ID for each in self.candidate_inputs):
+            return tuple(self.candidate_inputs)
+        spec = self.specification
+        ids = tf.int64 if spec.item_id == "int64" else tf.string
+        return (Input(name=ITEM_ID, dtype=ids), *self.candidate_inputs)
+
     def _declare_negatives(self) -> None:
         negatives, corrected = self.config.negatives, self.config.logq != "none"
         from_stream = negatives.in_batch or negatives.bank is not None
@@ -150,7 +158,8 @@ class TwoTower:
             self.corpus = CorpusDraws(
                 count=negatives.corpus.count,
                 smoothing=negatives.corpus.smoothing,
-                inputs=tuple(self.candidate_inputs),
+                identity=ITEM_ID,
+                inputs=self._corpus_inputs(),
             )
         self.bank: BankShape | None = None
         if negatives.bank is not None:

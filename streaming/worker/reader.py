@@ -191,6 +191,11 @@ def _register(functions: dict[str, Callable[..., Any]]) -> None:
     script_ops._py_funcs._funcs.update(functions)
 
 
+def register_function(token: str, function: Callable[..., Any]) -> None:
+    """Makes a function reachable by `tf.raw_ops.PyFunc` from graphs that run in this process."""
+    _register({token: function})
+
+
 def run_name(config: TrainConfig, fingerprints: Mapping[str, str]) -> str:
     """Names a run by its configuration: workers of another one must not answer for it."""
     text = config.model_dump_json() + json.dumps(dict(fingerprints), sort_keys=True)
