@@ -310,6 +310,22 @@ def load_checkpoint(directory: str | Path) -> LoadedCheckpoint:
     return loaded
 
 
+def load_ledger(directory: str | Path) -> Ledger:
+    """Loads the ledger of the newest whole checkpoint of a run, without its parameters.
+
+    Raises:
+        InputError: If there is none.
+    """
+
+    def read(_: Path, manifest: Mapping[str, Any]) -> Ledger:
+        return Ledger.from_json(json.dumps(manifest["ledger"]))
+
+    ledger = _read_newest(Path(directory), read)
+    if ledger is None:
+        raise InputError(f"{directory}: found no checkpoint; expected one: run 'headrace train'")
+    return ledger
+
+
 def _load(folder: Path, manifest: Mapping[str, Any]) -> LoadedCheckpoint:
     reader = tf.train.load_checkpoint(str(folder / "state"))
     values: dict[str, dict[str, np.ndarray]] = {}

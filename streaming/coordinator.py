@@ -98,9 +98,9 @@ class Coordinator:
             RestartNeededError: If a parameter server was lost, a push was torn, or nothing moves.
         """
         with self._store.owned() as floor, self._pulse.guarded(), self._told():
-            fresh = self._feed.open()
+            self._feed.open()
             self._set_up(floor)
-            self._ledger = self._store.restore(self._saver.checkpoint) or fresh
+            self._ledger = self._store.restore(self._saver.checkpoint) or self._feed.first_ledger()
             self._feed.begin(self._ledger)
             self._saved_records = self._ledger.totals.records
             self._state.align_clocks()
@@ -195,11 +195,11 @@ class Coordinator:
         self._tell()
 
     def _finished(self) -> bool:
-        return self._stopping or (not self._feed.endless and self._exhausted())
+        return self._stopping or self._exhausted()
 
     def _exhausted(self) -> bool:
         with self._changed:
-            return self._in_flight == 0 and self._feed.remaining == 0
+            return self._in_flight == 0 and self._feed.finished
 
     def _check_health(self, now: float) -> None:
         if self._error is not None:
@@ -236,7 +236,7 @@ class Coordinator:
         """
         paused = time.monotonic()
         self._pause()
-        complete = not self._feed.endless and self._exhausted()
+        complete = self._exhausted()
         self._check_rejects(at_least=1 if complete else _JUDGED_RECORDS)
         self._pulse.progressed()
         step, ledger = int(self._state.step.numpy()), self._ledger.copy()
@@ -277,8 +277,13 @@ class Coordinator:
         self._telemetry.facts["checkpoint/stall_seconds"] = time.monotonic() - since
 
     def _freshness(self) -> Freshness:
-        newest = self._telemetry.meter.newest_event_ms
-        return Freshness(taken_ms=time.time_ns() // 1_000_000, newest_event_ms=newest)
+        with self._changed:
+            position = self._feed.position()
+        return Freshness(
+            taken_ms=time.time_ns() // 1_000_000,
+            watermark_ms=position.watermark_ms,
+            newest_event_ms=position.newest_ms,
+        )
 
     def _finished_save(self, *, wait_seconds: float = 0.0) -> Saved | None:
         try:
@@ -366,6 +371,7 @@ class Coordinator:
         )
         with self._changed:
             self._ledger.commit(done, totals)
+            self._feed.note(done, report)
             self._recent.append(totals)
             while sum(old.records for old in self._recent) - self._recent[0].records >= _WINDOW:
                 self._recent.popleft()

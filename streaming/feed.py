@@ -8,20 +8,28 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
-from streaming.config import TrainConfig
+import pyarrow.compute as pc
+
+from pipeline.schema import TIMESTAMP_MS
+from streaming.config import EndConfig, TrainConfig
 from streaming.ledger import Ledger
-from streaming.schedule.plan import Plan
-from streaming.source import Partition, Range, Source, SourceUnavailableError
+from streaming.schedule.plan import Pace, Plan
+from streaming.schedule.positions import first_ledger, milliseconds
+from streaming.schedule.progress import Position, Progress
+from streaming.source import Partition, Place, Range, Source, SourceUnavailableError
 
 logger = logging.getLogger(__name__)
 
 _SOURCE_SECONDS = 1.0
 _LINGER_SECONDS = 5.0
 _PROBED_PARTITIONS = 8
+_ASKS_AT_ONCE = 8
 
 
 class Feed:
-    """Keeps the plan filled from the source. For the main thread, `take` for any.
+    """Keeps the plan filled from the source.
+
+    For the main thread; `take`, `note` and `position` for any that holds the ledger's lock.
 
     Attributes:
         away: Whether the source could not be read when it was last asked.
@@ -33,15 +41,26 @@ class Feed:
         self._source = source
         self._ledger_lock = ledger_lock
         self._config = config
-        self._sized = False
-        self._seen = time.monotonic()
+        self._end = config.stream.end
+        self._samples_per_record = 0
+        self._ended: set[Partition] = set()
+        self._seen = self._asked = time.monotonic()
         self.away = False
         self._plan = Plan({})
+        self._progress = Progress()
 
-    def open(self) -> Ledger:
-        """Asks the source where it starts; returns the ledger of a run that has no checkpoint."""
+    def open(self) -> None:
+        """Asks the source how far it reaches."""
         self._starts, self._first_ends = self._source.start_offsets(), self._source.end_offsets()
-        return Ledger({}, {})
+
+    def first_ledger(self) -> Ledger:
+        """Returns the ledger of a run that has no checkpoint: it stands at `train.stream.start`.
+
+        Raises:
+            InputError: If that position is not of this source.
+        """
+        start = self._config.stream.start
+        return first_ledger(start, self._source, starts=self._starts, ends=self._first_ends)
 
     def begin(self, ledger: Ledger) -> None:
         """Plans from a ledger on.
@@ -52,10 +71,16 @@ class Feed:
         ledger.check_identity(self._source.identity(ledger.offsets))
         ledger.adopt(self._starts, self._first_ends)
         self._ledger = ledger
-        self._plan = Plan(
-            ledger.offsets, linger_seconds=_LINGER_SECONDS if self.endless else 0.0
+        stream = self._config.stream
+        skew = stream.max_skew_seconds
+        pace = Pace(
+            linger_seconds=_LINGER_SECONDS,
+            max_skew_ms=None if skew is None else round(skew * 1000),
+            idle_seconds=stream.idle_timeout_seconds,
         )
+        self._plan = Plan(ledger.offsets, pace=pace)
         self._extend(time.monotonic())
+        self._follow_time()
         self._seen = time.monotonic()
 
     def refresh(self, now: float) -> None:
@@ -64,10 +89,15 @@ class Feed:
         Raises:
             SourceUnavailableError: If it has been away for `watch.stall_seconds`.
         """
-        if not self.endless or now - self._seen < _SOURCE_SECONDS:
+        due = now - self._asked >= _SOURCE_SECONDS
+        if self.away and not due:
             return
         try:
-            self._extend(now)
+            if due:
+                self._asked = now
+                if self.endless:
+                    self._extend(now)
+            self._follow_time()
             self._seen, self.away = now, False
         except SourceUnavailableError as error:
             if now - self._seen > self._config.watch.stall_seconds:
@@ -77,7 +107,29 @@ class Feed:
 
     def take(self, *, look_ahead: int, now: float) -> tuple[Range, Range | None] | None:
         """Returns the next range and a later one, or None for none now; see `Plan.take`."""
-        return self._plan.take(look_ahead=look_ahead, now=now)
+        self._plan.applied(self._ledger.offsets)
+        limit = self._samples_wanted
+        if limit is None:
+            return self._plan.take(look_ahead=look_ahead, now=now)
+        if self._ledger.totals.samples >= limit:
+            return None
+        return self._plan.take(look_ahead=look_ahead, now=now, max_records=self._budget(limit))
+
+    def note(self, done: Range, report: Mapping[str, float]) -> None:
+        """Notes the event times of a range that stands in the ledger now."""
+        offset = self._ledger.offsets[done.partition]
+        self._progress.note(done, int(report["last_ms"]), offset=offset)
+        self._plan.applied(self._ledger.offsets)
+
+    def position(self) -> Position:
+        """Returns how far the run has come, in event time and records; cheap."""
+        self._plan.applied(self._ledger.offsets)
+        offsets = dict(self._ledger.offsets)
+        return self._progress.position(
+            {partition: self._plan.reached_ms(partition) for partition in offsets},
+            {partition for partition in offsets if self._plan.holds(partition)},
+            lag={p: max(0, self._plan.end(p) - offset) for p, offset in offsets.items()},
+        )
 
     def identity(self, offsets: Mapping[Partition, int]) -> dict[str, str]:
         """Returns what these offsets of the ledger are counted in."""
@@ -86,23 +138,57 @@ class Feed:
     @property
     def endless(self) -> bool:
         """Whether new records are waited for at the end of the source."""
-        return self._config.stream.end != "now"
+        return self._end != "now"
+
+    @property
+    def finished(self) -> bool:
+        """Whether all has been handed out that is to be: the end of the stream is reached."""
+        limit = self._samples_wanted
+        if limit is not None:
+            return self._ledger.totals.samples >= limit
+        return self._ended >= set(self._ledger.offsets) and self._plan.remaining == 0
 
     @property
     def remaining(self) -> int:
         """Records that can be read and have not been handed out."""
         return self._plan.remaining
 
+    @property
+    def _samples_wanted(self) -> int | None:
+        return self._end.samples if isinstance(self._end, EndConfig) else None
+
+    def _budget(self, limit: int) -> int:
+        """Returns how many records may still be cut, if all are as large as the largest probed."""
+        offsets = self._ledger.offsets
+        out = sum(cut - offsets[partition] for partition, cut in self._plan.cut.items())
+        size = max(1, self._samples_per_record)
+        left = limit - self._ledger.totals.samples - out * size
+        return max(0, -(-left // size))
+
     def _extend(self, now: float) -> None:
+        wall_ms = time.time_ns() // 1_000_000
         ends = self._source.end_offsets()
-        if not self._sized:
+        if not self._samples_per_record:
             self._size_ranges(ends)
         if not set(ends) <= set(self._ledger.offsets):
             starts = self._source.start_offsets()
             with self._ledger_lock:
                 self._ledger.adopt(starts, {})
             self._plan.add(starts)
-        self._plan.extend(ends, now=now)
+        ends = self._cut_at_end(ends, wall_ms)
+        self._plan.extend(ends, now=now, ended=self._ended)
+
+    def _cut_at_end(self, ends: Mapping[Partition, int], wall_ms: int) -> dict[Partition, int]:
+        """Returns up to where partitions are read, and notes those in which nothing follows."""
+        if self._end == "now":
+            self._ended = set(ends)
+        if not isinstance(self._end, EndConfig) or self._end.timestamp is None:
+            return dict(ends)
+        end_ms = milliseconds(self._end.timestamp)
+        places = self._source.offsets_at(end_ms)
+        over = wall_ms >= end_ms + 1000 * self._config.stream.idle_timeout_seconds
+        self._ended |= set(ends) if over else set(places)
+        return {p: min(end, places[p].offset) if p in places else end for p, end in ends.items()}
 
     def _size_ranges(self, ends: Mapping[Partition, int]) -> None:
         """Finds how many records make a range, by the largest of a few."""
@@ -117,4 +203,31 @@ class Feed:
         if samples:
             wanted = self._config.samples_per_range
             self._plan.records_per_range = max(1, wanted // samples)
-            self._sized = True
+            self._samples_per_record = samples
+
+    # Event time, if the skew is bounded.
+
+    def _follow_time(self) -> None:
+        """Asks the source where the next event times lie, a few at once."""
+        if behind := self._plan.behind():
+            times = self._times_at(behind)
+            if times:
+                self._plan.anchor(min(times))
+        for _ in range(_ASKS_AT_ONCE):
+            time_ms = self._plan.wanted_time()
+            if time_ms is None:
+                break
+            self._plan.learn(time_ms, self._source.offsets_at(time_ms))
+
+    def _times_at(self, offsets: Mapping[Partition, int]) -> list[int]:
+        """Returns the event times of the records at some offsets, or earlier ones."""
+        oldest = self._source.offsets_at(0)
+        times = [self._time_at(p, offset, oldest.get(p)) for p, offset in offsets.items()]
+        return [time_ms for time_ms in times if time_ms is not None]
+
+    def _time_at(self, partition: Partition, offset: int, oldest: Place | None) -> int | None:
+        if oldest is None or oldest.offset >= offset:
+            return None if oldest is None else oldest.time_ms
+        samples = self._source.read(Range(partition, offset, offset + 1)).samples
+        known = samples.num_rows > 0 and TIMESTAMP_MS in samples.column_names
+        return int(pc.max(samples.column(TIMESTAMP_MS)).as_py()) if known else oldest.time_ms
