@@ -44,11 +44,14 @@ from streaming.cluster import (
 from streaming.config import ArchiveConfig, TrainConfig
 from streaming.sources.archive import ArchiveSource
 from streaming.sources.kafka import KafkaSource
+from streaming.sources.kafka_dead_letters import DeadLetterTopic
+from streaming.worker.dead_letters import DeadLetterFiles
 
 if TYPE_CHECKING:
     from models.contract import Model
     from streaming.ledger import Ledger
     from streaming.source import Source
+    from streaming.worker.dead_letters import DeadLetters
 
 logger = logging.getLogger(__name__)
 
@@ -144,6 +147,14 @@ def open_source(config: TrainConfig, specification: Specification) -> Source:
     return ArchiveSource(archive.directory, schema, replays=archive.replays)
 
 
+def open_dead_letters(config: TrainConfig) -> DeadLetters:
+    """Returns where rejected records go: a topic if the source names one, or the run's folder."""
+    kafka = config.source.kafka
+    if kafka is not None and kafka.dead_letters is not None:
+        return DeadLetterTopic(kafka, kafka.dead_letters.topic)
+    return DeadLetterFiles(Path(config.directory) / "dead-letters")
+
+
 class TrainingProcess:
     """What the roles have in common: settings, model and source.
 
@@ -178,9 +189,11 @@ class TrainingProcess:
         """Makes samples readable from graphs in this process, a worker."""
         from streaming.worker.reader import RangeReader, run_name
 
-        directory = Path(self._config.directory) / "dead-letters"
         RangeReader(
-            self._source(), self._model.inputs, dead_letters=directory, stream=self._config.stream
+            self._source(),
+            self._model.inputs,
+            dead_letters=open_dead_letters(self._config),
+            stream=self._config.stream,
         ).register(run_name(self._config, self._fingerprints()), name=self.name)
 
     def coordinate(self, topology: Topology) -> int:

@@ -1,4 +1,4 @@
-"""Sample files to a Kafka topic, as records of many samples."""
+"""Sample files to a Kafka topic, as records of many samples or of one."""
 
 from __future__ import annotations
 
@@ -10,21 +10,29 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
-from kafka.errors import KafkaConfigurationError, KafkaError, MessageSizeTooLargeError
+from kafka.errors import (
+    InvalidTimestampError,
+    KafkaConfigurationError,
+    KafkaError,
+    MessageSizeTooLargeError,
+)
 from kafka.protocol.consumer.offsets import OffsetSpec
 from pydantic import Field
 
 from pipeline.manifest import SampleFile, sample_files
-from pipeline.schema import InputError, conform
+from pipeline.schema import TIMESTAMP_MS, InputError, conform
 from pipeline.topics.connection import BrokerConnection, watch_client_log
-from pipeline.topics.record import encode
+from pipeline.topics.example import HEADERS as EXAMPLE_HEADERS
+from pipeline.topics.example import encode_examples
+from pipeline.topics.record import Headers, encode
 
 _MAX_RECORD_BYTES: Final = 64 << 20  # the broker has the last word, and looks after compression
 _BATCH_BYTES: Final = 256 << 10
 _LINGER_MS: Final = 20
-_MAX_UNACKNOWLEDGED: Final = 64
+_MAX_UNACKNOWLEDGED: Final = 1024
 _NO_ERROR: Final = 0
 
 
@@ -36,7 +44,10 @@ class PublishConfig(BrokerConnection):
     topic: str
     create_partitions: Annotated[int, Field(ge=1)] | None = None
     """Create the topic with so many partitions and unlimited retention, if it is not there."""
+    value_format: Literal["arrow", "example"] = "arrow"
+    """`arrow`: many samples a record, read many times faster; `example`: one `tf.Example` each."""
     samples_per_record: Annotated[int, Field(ge=1)] = 1000
+    """With `arrow`."""
     compression: Literal["lz4", "zstd", "none"] = "lz4"
     """`lz4` is read fastest; `zstd` is smaller."""
     append: bool = False
@@ -68,6 +79,8 @@ def publish(
     Order: samples of part p go to partition p modulo the number of partitions, oldest day first.
     A part has all samples of its users, so each user's samples stay in the order of time.
 
+    Time: a record's timestamp is the event time of its newest sample.
+
     Args:
         config: From where, to where.
         schema: Columns of a sample; others in the files are not sent.
@@ -87,12 +100,28 @@ def publish(
     with _sender(config) as send:
         for number, samples in _cut(files, schema, config.samples_per_record, len(counts)):
             count = counts[number]
-            count.bytes += send(number, samples)
-            count.records += 1
+            for value, headers, time_ms in _records(config, samples):
+                send(number, value, headers, time_ms)
+                count.bytes += len(value)
+                count.records += 1
             count.samples += samples.num_rows
             sent += samples.num_rows
             on_progress(sent, total)
     return counts
+
+
+def _records(
+    config: PublishConfig, samples: pa.Table
+) -> Iterator[tuple[bytes, Headers, int | None]]:
+    """Yields value, headers and event time in milliseconds of each record for these samples."""
+    timed = TIMESTAMP_MS in samples.column_names
+    if config.value_format == "arrow":
+        value, headers = encode(samples)
+        yield value, headers, pc.max(samples[TIMESTAMP_MS]).as_py() if timed else None
+        return
+    times = samples[TIMESTAMP_MS].to_pylist() if timed else [None] * samples.num_rows
+    for value, time_ms in zip(encode_examples(samples), times, strict=True):
+        yield value, EXAMPLE_HEADERS, time_ms
 
 
 def _cut(
@@ -180,8 +209,8 @@ def _require_empty(
 
 
 @contextlib.contextmanager
-def _sender(config: PublishConfig) -> Iterator[Callable[[int, pa.Table], int]]:
-    """Gives a function that sends one record and returns its size; at the end all have arrived."""
+def _sender(config: PublishConfig) -> Iterator[Callable[[int, bytes, Headers, int | None], None]]:
+    """Gives a function that sends one record; at the end all have arrived."""
     with _failing_as(config, f"writing to topic {config.topic}"):
         producer = KafkaProducer(
             **config.client_options(),
@@ -195,13 +224,17 @@ def _sender(config: PublishConfig) -> Iterator[Callable[[int, pa.Table], int]]:
         )
         unacknowledged: deque[Any] = deque()
 
-        def send(number: int, samples: pa.Table) -> int:
-            value, headers = encode(samples)
-            future = producer.send(config.topic, value, headers=list(headers), partition=number)
+        def send(number: int, value: bytes, headers: Headers, time_ms: int | None) -> None:
+            future = producer.send(
+                config.topic,
+                value,
+                headers=list(headers),
+                partition=number,
+                timestamp_ms=time_ms,
+            )
             unacknowledged.append(future)
             while len(unacknowledged) > _MAX_UNACKNOWLEDGED:
                 unacknowledged.popleft().get()
-            return len(value)
 
         try:
             yield send
@@ -224,6 +257,12 @@ def _failing_as(config: PublishConfig, doing: str) -> Iterator[None]:
             f"publish.samples_per_record: found {config.samples_per_record}, which makes a record"
             " larger than the topic takes; expected fewer, or a larger max.message.bytes of the"
             f" topic ({error})"
+        ) from error
+    except InvalidTimestampError as error:
+        raise InputError(
+            f"publish.directory: found samples of a time that topic {config.topic} does not take"
+            f" ({error}); expected none from the future: mend {TIMESTAMP_MS}, or raise the topic's"
+            " message.timestamp.after.max.ms"
         ) from error
     except KafkaError as error:
         raise config.failure(doing, error) from error

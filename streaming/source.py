@@ -49,7 +49,7 @@ class Reject:
         offset: Its offset in the partition.
         reason: A short identifier such as `undecodable`, to count by.
         detail: What was found and what was expected, for a person.
-        payload: Its first bytes, for repair.
+        payload: All its bytes, for repair; none if it has no value.
     """
 
     offset: int
@@ -115,6 +115,12 @@ class Source(Protocol):
         Raises:
             SchemaMismatchError: If records carry another schema than the trainer's.
             SourceUnavailableError: If the source could not be read in its own time limit.
+        """
+
+    def saved(self, offsets: Mapping[Partition, int]) -> None:
+        """Is told the offsets of a checkpoint once it is on the disk; must not fail.
+
+        For dashboards that follow a consumer group, and the like: nothing reads by it.
         """
 
     def close(self) -> None:

@@ -174,6 +174,9 @@ class ArchiveSource:
         samples = pa.concat_tables(pieces) if pieces else self._schema.empty_table()
         return ReadResult(samples=samples, rejects=(), lost=0)
 
+    def saved(self, offsets: Mapping[Partition, int]) -> None:
+        """Does nothing: nobody watches an archive's offsets."""
+
     def close(self) -> None:
         """Drops the decoded row groups."""
         self._groups.clear()

@@ -12,19 +12,16 @@ import enum
 import hashlib
 import json
 import logging
-import os
 import threading
 import uuid
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import tensorflow as tf
 from tensorflow.python.ops import script_ops
 
@@ -39,6 +36,7 @@ from streaming.source import (
     Source,
     SourceUnavailableError,
 )
+from streaming.worker.dead_letters import DeadLetters
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +62,7 @@ class RangeReader:
     A read ahead of the next range overlaps with training on this one, if the next one fits into
     `read_ahead_bytes`: by the largest record so far it is judged before it is read, and by its own
     size afterwards. Samples are shuffled by a seed made from the range, so a retry sees the same
-    order. Rejected records go to one dead-letter file per range, whose name makes a retry overwrite
-    it.
+    order. Rejected records are kept before the range counts.
     """
 
     def __init__(
@@ -73,7 +70,7 @@ class RangeReader:
         source: Source,
         inputs: Sequence[Input],
         *,
-        dead_letters: Path,
+        dead_letters: DeadLetters,
         stream: StreamConfig | None = None,
     ) -> None:
         self._source = source
@@ -130,7 +127,7 @@ class RangeReader:
         status, detail = Status.OK, self._name
         try:
             result = self._source.read(wanted)
-            self._write_dead_letters(wanted, result)
+            self._dead_letters.write(wanted, result.rejects)
             order = shuffled(wanted, result.samples.num_rows, window=self._stream.shuffle_window)
             columns = self._flatten(result.samples.take(pa.array(order)))
             self._measure(wanted, result.samples)
@@ -160,26 +157,6 @@ class RangeReader:
             for column in self._inputs
             for array in column_arrays(samples.column(column.name), column)
         ]
-
-    def _write_dead_letters(self, wanted: Range, result: ReadResult) -> None:
-        if not result.rejects:
-            return
-        rows = [
-            {
-                "topic": wanted.partition.topic,
-                "partition": wanted.partition.number,
-                "offset": reject.offset,
-                "reason": reject.reason,
-                "detail": reject.detail,
-                "payload": reject.payload,
-            }
-            for reject in result.rejects
-        ]
-        self._dead_letters.mkdir(parents=True, exist_ok=True)
-        name = f"{wanted.partition.topic}-{wanted.partition.number}-{wanted.start}-{wanted.end}"
-        temporary = self._dead_letters / f".{name}.{os.getpid()}"
-        pq.write_table(pa.Table.from_pylist(rows), temporary)
-        temporary.replace(self._dead_letters / f"{name}.parquet")
 
 
 # TensorFlow's registry holds weak references only.

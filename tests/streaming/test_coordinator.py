@@ -17,6 +17,7 @@ from streaming.checkpoint import load_checkpoint
 from streaming.cluster import Topology
 from streaming.config import TrainConfig
 from streaming.source import Partition, Range, ReadResult, Reject, SourceUnavailableError
+from streaming.worker.dead_letters import DeadLetterFiles
 from streaming.worker.reader import RangeReader
 
 import tensorflow as tf  # isort: skip
@@ -121,7 +122,9 @@ class Run:
         model = CountingModel(SAMPLES)
         fingerprints = {"specification": "s", "model": "m"}
         run = self.workers_run or reader.run_name(config, fingerprints)
-        RangeReader(self.source, model.inputs, dead_letters=self.folder / "dead").register(run)
+        RangeReader(
+            self.source, model.inputs, dead_letters=DeadLetterFiles(self.folder / "dead")
+        ).register(run)
         return Coordinator(
             model,
             self.source,

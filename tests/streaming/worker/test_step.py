@@ -12,6 +12,7 @@ import pytest
 
 from streaming.config import FrequencyConfig
 from streaming.source import ReadResult, Reject, SchemaMismatchError, SourceUnavailableError
+from streaming.worker.dead_letters import DeadLetterFiles
 from streaming.worker.reader import RangeReader, Status
 
 import tensorflow as tf  # isort: skip
@@ -64,7 +65,9 @@ def run(function, *, slot: int, sequence: int, start: int, end: int) -> Report:
 
 
 def make(model, source, tmp_path: Path, *, servers: int, batch_size: int = 8):
-    RangeReader(source, model.inputs, dead_letters=tmp_path / "dead").register("run")
+    RangeReader(source, model.inputs, dead_letters=DeadLetterFiles(tmp_path / "dead")).register(
+        "run"
+    )
     state = ServerState(
         model,
         ["/device:CPU:0"] * servers,
@@ -221,7 +224,7 @@ def test_a_range_equals_its_mini_batches_taken_one_by_one_in_numpy(tmp_path, kin
         total = total + gradient**2
         return value - 0.1 * gradient / (np.sqrt(total) + 1e-7), total
 
-    reader = RangeReader(source, model.inputs, dead_letters=tmp_path)
+    reader = RangeReader(source, model.inputs, dead_letters=DeadLetterFiles(tmp_path))
     for number, (start, end) in enumerate([(0, 10), (10, 21)]):
         run(function, slot=0, sequence=FLOOR + 1 + number, start=start, end=end)
         ids = read_now(reader, start, end)[2] % 6
