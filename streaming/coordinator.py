@@ -178,6 +178,7 @@ class Coordinator:
             now = time.monotonic()
             self._pulse.beat()
             self._check_health(now)
+            self._store.check_owner()
             self._feed.refresh(now)
             self._note_saved(self._finished_save())
             watermark = self._freshness().watermark_ms
