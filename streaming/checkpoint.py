@@ -7,10 +7,7 @@ is found out, and the one before it used: by the sizes, and by the checksum that
 every tensor and compares when it reads. (A second one of whole files would have training wait while
 the state is read back.)
 
-Who writes is settled twice. A lock keeps a second coordinator away, on one host and where the file
-system knows locks. Where it was lost all the same, each life works in a folder of its own, and a
-new life first moves those of all former ones away: their renames, with which alone a checkpoint
-becomes visible or is removed, then have no source any more, however late they wake up.
+Who may write is settled in `streaming.lives`.
 """
 
 from __future__ import annotations
@@ -18,13 +15,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import functools
 import json
 import logging
 import os
 import re
 import shutil
-import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,22 +31,18 @@ import tensorflow as tf
 from pipeline import durable
 from pipeline.schema import InputError
 from streaming.ledger import Ledger
+from streaming.lives import Lives
 
 logger = logging.getLogger(__name__)
 
 _FOLDER = re.compile(r"checkpoint-(\d{8})$")
 _MANIFEST = "manifest.json"
-_LIVES = "lives"
+_PARAMETERS = ("table", "weight")
 _LIVES_BITS = 40
-_LIFE_FOLDERS = ".life-*"
 _DAMAGED = "damaged"
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _T = TypeVar("_T")
-
-
-class FencedError(InputError):
-    """This life may not write any more: another has taken over, or the folder is gone."""
 
 
 class NoSpaceError(RuntimeError):
@@ -120,8 +113,7 @@ class CheckpointStore:
         self._keep = keep
         self._fingerprints = dict(fingerprints)
         self.restored = Freshness()
-        self._life = 0
-        self._workplace = self._directory  # of this life, once it owns the folder
+        self._lives = Lives(self._directory)
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -135,58 +127,17 @@ class CheckpointStore:
         """Holds the folder against every other coordinator, and yields this life's floor.
 
         The floor is above every sequence number of all former lives, so no push of theirs can
-        count in this one. The kernel releases the lock when the process ends, however it ends.
+        count in this one.
 
         Raises:
             InputError: If another coordinator holds the folder.
         """
-        refusal = (
-            f"{self._directory}: another trainer uses this checkpoint directory; expected none:"
-            " stop it, or set another train.directory"
-        )
-        with durable.locked(self._directory / "coordinator.lock", refusal=refusal):
-            self._life = self._next_life()
-            self._take_over()
-            yield self._life << _LIVES_BITS
-
-    def _next_life(self) -> int:
-        life = self._newest_life() + 1
-        durable.write(self._directory / _LIVES, str(life))
-        return life
-
-    def _newest_life(self) -> int:
-        path = self._directory / _LIVES
-        return int(path.read_text()) if path.exists() else 0
-
-    def _take_over(self) -> None:
-        """Fences off all former lives, whether or not they know that they are over."""
-        for former in self._directory.glob(_LIFE_FOLDERS):
-            aside = self._directory / f".over-{uuid.uuid4().hex}"
-            former.rename(aside)
-        for over in self._directory.glob(".over-*"):
-            shutil.rmtree(over, ignore_errors=True)  # a server of a former life may still write
-        self._workplace = self._directory / f".life-{self._life:08d}"
-        self._workplace.mkdir()
+        with self._lives.begun() as life:
+            yield life << _LIVES_BITS
 
     def check_owner(self) -> None:
-        """Sees that the folder is still there and still this life's; only after `owned`.
-
-        Raises:
-            FencedError: If another coordinator has taken over, or the folder is gone.
-        """
-        if self._workplace.is_dir():
-            return
-        if not (self._directory / _LIVES).exists():
-            raise FencedError(
-                f"train.directory: {self._directory} is gone, with all checkpoints; expected the"
-                " folder in which this run began: was it deleted, or its file system unmounted?"
-                " Bring it back, and start again; without it, training starts at the first sample"
-            )
-        raise FencedError(
-            f"{self._directory}: found life {self._newest_life()}, expected {self._life}: another"
-            " trainer has taken over this checkpoint directory, and this one, which was away for a"
-            " while, stops: nothing of it was saved since"
-        )
+        """Sees that this coordinator still owns the folder; see `Lives.check`."""
+        self._lives.check()
 
     def save(
         self,
@@ -203,7 +154,7 @@ class CheckpointStore:
         """
         numbers = [number for number, _ in _folders(self._directory)]
         name = f"checkpoint-{max(numbers, default=0) + 1:08d}"
-        aside = self._workplace / f".{name}"
+        aside = self._lives.workplace / f".{name}"
         shutil.rmtree(aside, ignore_errors=True)
         manifest = {
             "format": 1,
@@ -231,8 +182,7 @@ class CheckpointStore:
             yield
         except (OSError, tf.errors.OpError) as error:
             shutil.rmtree(aside, ignore_errors=True)
-            if self._life:
-                self.check_owner()
+            self.check_owner()
             if not _is_no_space(error):
                 raise
             free = shutil.disk_usage(self._directory).free
@@ -244,12 +194,11 @@ class CheckpointStore:
     def _prune(self) -> None:
         """Removes all but the newest; none is ever seen half removed."""
         for _, old in _folders(self._directory)[: -self._keep]:
-            gone = self._workplace / f".{old.name}"
+            gone = self._lives.workplace / f".{old.name}"
             try:
                 old.rename(gone)
-            except FileNotFoundError:
-                if self._life:
-                    self.check_owner()
+            except OSError:
+                self.check_owner()
                 raise
             shutil.rmtree(gone)
 
@@ -262,7 +211,7 @@ class CheckpointStore:
         shutil.rmtree(place, ignore_errors=True)
         damaged[-1].rename(place)
         for folder in damaged[:-1]:
-            folder.rename(gone := self._workplace / f".{folder.name}")
+            folder.rename(gone := self._lives.workplace / f".{folder.name}")
             shutil.rmtree(gone)
         logger.warning("the newest damaged checkpoint is kept as %s", place)
 
@@ -282,7 +231,7 @@ class CheckpointStore:
             checkpoint.read(str(folder / "state")).assert_consumed()
             logger.info("restored %s, step %d", folder.name, manifest["step"])
             self.restored = _freshness(manifest)
-            if self._life:
+            if self._lives.current:
                 self._put_aside(folder)
             return Ledger.from_json(json.dumps(manifest["ledger"]))
 
@@ -298,13 +247,19 @@ class CheckpointStore:
                 )
 
 
-def load_checkpoint(directory: str | Path) -> LoadedCheckpoint:
+def load_checkpoint(directory: str | Path, *, parameters_only: bool = False) -> LoadedCheckpoint:
     """Loads the newest whole checkpoint of a run, without a cluster.
+
+    Args:
+        directory: Where the run's checkpoints are.
+        parameters_only: Leaves out the estimator; optimizer slots are left out in any case.
 
     Raises:
         InputError: If there is none.
     """
-    loaded = _read_newest(Path(directory), _load)
+    groups = _PARAMETERS if parameters_only else (*_PARAMETERS, "frequency")
+    read = functools.partial(_load, groups=groups)
+    loaded = _read_newest(Path(directory), read)
     if loaded is None:
         raise InputError(f"{directory}: found no checkpoint; expected one: run 'headrace train'")
     return loaded
@@ -326,12 +281,21 @@ def load_ledger(directory: str | Path) -> Ledger:
     return ledger
 
 
-def _load(folder: Path, manifest: Mapping[str, Any]) -> LoadedCheckpoint:
+def newest_checkpoint(directory: Path) -> str | None:
+    """Returns the name of the newest checkpoint, whole or not; None if there is none."""
+    folders = _folders(directory)
+    return folders[-1][1].name if folders else None
+
+
+def _load(
+    folder: Path, manifest: Mapping[str, Any], *, groups: Collection[str]
+) -> LoadedCheckpoint:
     reader = tf.train.load_checkpoint(str(folder / "state"))
     values: dict[str, dict[str, np.ndarray]] = {}
     for key in reader.get_variable_to_shape_map():
         group, _, name = _saved_name(key).partition("/")
-        values.setdefault(group, {})[name] = reader.get_tensor(key)
+        if group in groups:
+            values.setdefault(group, {})[name] = reader.get_tensor(key)
     frequency = values.get("frequency", {})
     return LoadedCheckpoint(
         parameters=values.get("table", {}) | values.get("weight", {}),

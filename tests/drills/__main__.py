@@ -24,7 +24,7 @@ from jobs.main import import_tensorflow
 from pipeline.specification import Specification
 from tests.drills import report
 from tests.drills.faults import Injector, Outcome
-from tests.drills.schedule import make_schedule
+from tests.drills.schedule import KINDS, make_schedule
 from tests.drills.stream import SAMPLES_PER_RECORD, Producer, read_truth
 from tests.drills.training import (
     BATCH_SIZE,
@@ -49,6 +49,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.drills", description=__doc__)
     parser.add_argument("--faults", type=int, default=20, help="how many")
     parser.add_argument("--seed", type=int, default=1, help="the same seed, the same schedule")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND")
     parser.add_argument("--on-torn-push", choices=["restore", "count"], default="restore")
     parser.add_argument("--out", type=Path, help="a JSON file for the result")
     parser.add_argument("--folder", type=Path, help="where to work; else a temporary folder")
@@ -97,9 +98,12 @@ def _drill(arguments: argparse.Namespace, folder: Path) -> bool:
             seen=lambda: training.last_commit()[2],
         )
         producer.start()
+        restores = arguments.on_torn_push == "restore"
         began = time.monotonic()
         try:
-            outcomes = _strike(arguments, training, Injector(training, broker, disk=disk))
+            outcomes = _strike(
+                arguments, training, Injector(training, broker, disk=disk, restores=restores)
+            )
             if producer.sent + SAMPLES_PER_RECORD > rows:
                 raise DrillError(f"production ended at {rows:,} samples, before the faults did")
             producer.stop()
@@ -135,7 +139,7 @@ def _strike(arguments: argparse.Namespace, training: Training, injector: Injecto
     training.start()
     training.wait_for(lambda: training.last_commit()[2] and training.newest(), "a checkpoint")
     outcomes = []
-    for fault in make_schedule(arguments.faults, seed=arguments.seed):
+    for fault in make_schedule(arguments.faults, seed=arguments.seed, kinds=arguments.kinds):
         outcome = injector.inject(fault)
         outcomes.append(outcome)
         sys.stdout.write(report.fault_row(outcome) + "\n")

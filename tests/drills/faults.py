@@ -18,6 +18,7 @@ from tests.kafka.broker import Broker
 from tests.streaming.counting_run import CUT, HELD
 
 _MOMENT_SECONDS = 20.0
+_AFTER_SECONDS = 0.2  # what was under way may still arrive; a step after that is a new one
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -46,7 +47,7 @@ class Outcome:
 class Injector:
     """Strikes a run and its broker."""
 
-    def __init__(self, training: Training, broker: Broker, *, disk: bool) -> None:
+    def __init__(self, training: Training, broker: Broker, *, disk: bool, restores: bool) -> None:
         """Prepares the faults.
 
         Args:
@@ -54,8 +55,10 @@ class Injector:
             broker: Its broker.
             disk: Whether `training.directory` is a file system of its own, which can be filled;
                 else a limit on the size of the servers' files has to stand for a full disk.
+            restores: Whether a torn push is answered with a restore.
         """
         self._training, self._broker, self._disk = training, broker, disk
+        self._restores = restores
         self._began = time.monotonic()
         self._kinds: dict[str, Callable[[Fault], str]] = {
             "truncated checkpoint": self._truncate,
@@ -90,30 +93,27 @@ class Injector:
             over=over,
             note=note,
         )
-        life = self._life
+        former = self._life if self._restarts else None
         training.wait_for(
-            lambda: self._learns_again(over, life if self._restarts else None),
+            lambda: self._learns_again(over, former),
             f"a step after fault {fault.number}, {fault.kind} {fault.target}",
         )
-        outcome.recovery = self._standstill(over)
+        outcome.recovery = self._standstill(over, former)
         return outcome
 
     def _learns_again(self, since: float, former: int | None) -> bool:
         moment, pid, _ = self._training.last_commit()
-        return moment > since + 0.2 and pid != former
+        return moment > since + _AFTER_SECONDS and pid != former
 
-    def _standstill(self, over: float) -> float:
+    def _standstill(self, over: float, former: int | None) -> float:
         """Returns the seconds from the strike to the end of the longest time without a step."""
-        moments = [moment for moment, _, _ in self._training.commits()]
-        before = [moment for moment in moments if moment <= self._struck]
-        after = [moment for moment in moments if moment > self._struck]
-        last = before[-1] if before else self._struck
-        gaps = []
-        for moment in after:
-            gaps.append((moment - max(last, self._struck), moment - self._struck))
-            last = moment
-            if moment > over + 0.2:
-                break
+        last, gaps = self._struck, []
+        for moment, pid, _ in self._training.commits():
+            if moment > self._struck:
+                gaps.append((moment - last, moment - self._struck))
+                last = moment
+                if moment > over + _AFTER_SECONDS and pid != former:
+                    break
         return max(gaps)[1]
 
     def _wait(self, seconds: float) -> None:
@@ -278,6 +278,8 @@ class Injector:
     def _tear(self, fault: Fault) -> str:
         """Kills a worker in the middle of its push, and has the server fail there."""
         server, worker = self._held(fault)
+        if self._restores:
+            self._life, self._restarts = self._training.last_commit()[1], True
         self._struck = time.monotonic()
         with contextlib.suppress(ProcessLookupError):
             os.kill(worker, signal.SIGKILL)

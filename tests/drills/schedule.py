@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections.abc import Collection
 from typing import Final
 
 WORKERS: Final = 2
@@ -57,14 +58,14 @@ class Fault:
         return f"ps, {self.moment}" if self.kind.endswith("push") else ""
 
 
-def make_schedule(count: int, *, seed: int) -> list[Fault]:
+def make_schedule(count: int, *, seed: int, kinds: Collection[str] = KINDS) -> list[Fault]:
     """Returns `count` faults, in rounds of a shuffled deck: every kind comes early and often."""
     source = random.Random(seed)
     deck: list[str] = []
     faults = []
     for number in range(1, count + 1):
         if not deck:
-            deck = [kind for kind, times in KINDS.items() for _ in range(times)]
+            deck = [kind for kind, times in KINDS.items() if kind in kinds for _ in range(times)]
             source.shuffle(deck)
         kind = deck.pop()
         role = kind.rpartition(" ")[2]

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipeline.schema import InputError
-from streaming.checkpoint import CheckpointStore, load_checkpoint
+from streaming.checkpoint import CheckpointStore, NoSpaceError, load_checkpoint
 from streaming.config import FrequencyConfig
 from streaming.ledger import Ledger, Totals
+from streaming.lives import FencedError
 from streaming.source import Partition, Range
 
 import tensorflow as tf  # isort: skip
@@ -191,6 +194,109 @@ def test_one_owner_at_a_time_and_every_life_is_above_the_last(tmp_path):
         other.__enter__()
     with open_store(tmp_path).owned() as second:
         assert second > first + 1_000_000_000  # more ranges than a life can have
+
+
+def take_over(folder: Path):
+    """Owns the folder though another does, as where a file system has lost the lock."""
+    (folder / "coordinator.lock").unlink()
+    return open_store(folder).owned()
+
+
+def visible(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("checkpoint-*"))
+
+
+def test_a_life_that_was_taken_over_publishes_and_removes_nothing_more(tmp_path):
+    _, checkpoint = make_state(2)
+    first = open_store(tmp_path, keep=1)
+    with first.owned():
+        first.save(checkpoint, ledger_at(1), step=1)
+        first.check_owner()
+        with take_over(tmp_path):
+            with pytest.raises(FencedError, match="found life 2, expected 1: another trainer has"):
+                first.check_owner()
+            with pytest.raises(FencedError, match="taken over"):
+                first.save(checkpoint, ledger_at(2), step=2)
+            (tmp_path / "checkpoint-00000002").mkdir()  # the other's
+            with pytest.raises(FencedError, match="taken over"):
+                first._prune()
+        assert visible(tmp_path) == ["checkpoint-00000001", "checkpoint-00000002"]
+
+
+def test_nor_does_one_that_is_taken_over_while_its_servers_write(tmp_path):
+    _, checkpoint = make_state(2)
+    first = open_store(tmp_path)
+
+    class Paused:
+        def write(self, path: str) -> None:
+            other = take_over(tmp_path)
+            other.__enter__()
+            self.others = other
+            checkpoint.write(path)  # makes the folders that it needs, if it can
+
+    paused = Paused()
+    with first.owned(), pytest.raises(FencedError, match="another trainer has taken over"):
+        first.save(paused, ledger_at(1), step=1)
+    assert visible(tmp_path) == []
+
+
+def test_two_that_begin_at_once_are_two_lives(tmp_path):
+    with open_store(tmp_path).owned() as first, take_over(tmp_path) as second:
+        (tmp_path / "lives").write_text("1")  # as one that has read it before the other wrote
+        with take_over(tmp_path) as third:
+            assert first < second < third
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        tf.errors.ResourceExhaustedError(None, None, "/there/state: No space left on device"),
+        tf.errors.UnknownError(None, None, "/there/state; File too large"),
+    ],
+)
+def test_a_full_disk_costs_the_save_and_leaves_nothing_of_it(tmp_path, error):
+    save(tmp_path, 1)
+
+    class Full:
+        def write(self, path: str) -> None:
+            Path(path).with_name("state.data").write_bytes(b"half")
+            raise error
+
+    store = open_store(tmp_path)
+    with store.owned(), pytest.raises(NoSpaceError, match="no space left for a checkpoint"):
+        store.save(Full(), ledger_at(2), step=2)
+    assert visible(tmp_path) == ["checkpoint-00000001"]
+    assert not list(tmp_path.rglob("state.data"))
+
+
+def test_damaged_checkpoints_do_not_count_among_those_that_are_kept(tmp_path):
+    for number in (1, 2):
+        save(tmp_path, number, keep=2)
+    for again in (2, 3, 4):  # each time the newest is damaged, and another saved after it
+        newest = max(tmp_path.glob("checkpoint-*"))
+        (newest / "manifest.json").write_text("{")
+        store, (_, checkpoint) = open_store(tmp_path, keep=2), make_state(2)
+        with store.owned():
+            assert store.restore(checkpoint).totals.samples == 1, again
+            store.save(checkpoint, ledger_at(9), step=9)
+    assert (tmp_path / "damaged" / "manifest.json").read_text() == "{"
+
+
+def test_a_folder_that_is_gone_is_told_from_one_that_was_taken_over(tmp_path):
+    store = open_store(tmp_path / "run")
+    with store.owned():
+        shutil.rmtree(tmp_path / "run")
+        with pytest.raises(FencedError, match="is gone, with all checkpoints"):
+            store.check_owner()
+        with pytest.raises(FencedError, match="deleted, or its file system unmounted"):
+            store.save(make_state(2)[1], ledger_at(1), step=1)
+
+
+def test_a_place_where_no_folder_can_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"train.directory: cannot make .*file/run"):
+        open_store(tmp_path / "file" / "run")
 
 
 def test_the_manifest_says_what_is_in_it_in_plain_words(tmp_path):
