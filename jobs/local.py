@@ -85,6 +85,7 @@ class _Process:
     failures: _Failures
     started: float = dataclasses.field(default_factory=time.monotonic)
     restart_at: float | None = None
+    replaced: bool = False  # one that died in this life of the coordinator
 
     @property
     def name(self) -> str:
@@ -99,10 +100,12 @@ class LocalCluster:
     """Runs `headrace train` in every role, here.
 
     A server (worker or parameter server) that dies is started again under its address. When the
-    coordinator ends with anything but 0 or 2, everything is started again, and the coordinator
-    resumes from its checkpoint; a lost parameter server makes it end so. SIGTERM and Ctrl-C are
-    passed on to the coordinator, which drains and saves while its servers live on; Ctrl-C after
-    that kills everything.
+    coordinator ends with anything but 0 or 2, it is started again, and resumes from its checkpoint;
+    a lost parameter server makes it end so. Its servers live on if it was killed, or if one of them
+    died: then it is known what was wrong, and TensorFlow takes five processor seconds to start.
+    They are started again, too, if it gave up itself, or failed twice without progress. SIGTERM and
+    Ctrl-C are passed on to the coordinator, which drains and saves while its servers live on;
+    Ctrl-C after that kills everything.
     """
 
     def __init__(
@@ -159,17 +162,33 @@ class LocalCluster:
 
     def _lives(self) -> int:
         code, failures = EXIT_DONE, _Failures(self._checkpoints)
-        while not self._stopping:
-            code = self._one_life()
-            if code in (EXIT_DONE, EXIT_BAD_INPUT) or self._stopping:
-                break
-            count = failures.add()
-            if count >= self._patience.lives:
-                logger.error("given up: the coordinator failed %d times without progress", count)
-                break
-            logger.warning("the coordinator ended with %d; everything is started again", code)
-            self._pause(self._patience.delay(count))
+        try:
+            while not self._stopping:
+                code = self._one_life()
+                if code in (EXIT_DONE, EXIT_BAD_INPUT) or self._stopping:
+                    break
+                count = failures.add()
+                if count >= self._patience.lives:
+                    logger.error(
+                        "given up: the coordinator failed %d times without progress", count
+                    )
+                    break
+                self._make_ready(code, first=count == 1)
+                self._pause(self._patience.delay(count))
+        finally:
+            self._stop_all()
         return code
+
+    def _make_ready(self, code: int, *, first: bool) -> None:
+        """Ends what cannot be used by the next life, after a coordinator that ended with a code."""
+        for position, server in enumerate(self._servers):
+            if (ended := server.handle.poll()) is not None and server.restart_at is None:
+                self._servers[position] = self._revive(server, ended)
+        known = code < 0 or any(s.role == "ps" and s.replaced for s in self._servers)
+        what = "it is" if first and known else "everything is"
+        logger.warning("the coordinator ended with %d; %s started again", code, what)
+        if not (first and known):
+            self._stop_all()
 
     def _pause(self, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -177,16 +196,16 @@ class LocalCluster:
             time.sleep(min(_POLL_SECONDS, seconds))
 
     def _one_life(self) -> int:
-        roles = [("ps", len(self._topology.ps)), ("worker", len(self._topology.workers))]
-        self._topology = _choose_addresses(self._config)  # the former ones may have been taken
-        try:
+        if not self._servers:
+            self._topology = _choose_addresses(self._config)  # the former ones may be taken by now
+            roles = [("ps", len(self._topology.ps)), ("worker", len(self._topology.workers))]
             for role, count in roles:
                 for index in range(count):
                     self._servers.append(self._start(role, index))
-            self._coordinator = self._start("coordinator", 0)
-            return self._attend(self._coordinator)
-        finally:
-            self._stop_all()
+        for server in self._servers:
+            server.replaced = False
+        self._coordinator = self._start("coordinator", 0)
+        return self._attend(self._coordinator)
 
     def _attend(self, coordinator: _Process) -> int:
         """Keeps the servers alive until the coordinator ends, and returns its exit code."""
@@ -223,9 +242,11 @@ class LocalCluster:
             logger.warning("%s ended with %d; it is started again%s", server.name, ended, when)
         if now < server.restart_at:
             return server
-        return self._start(server.role, server.index, failures=server.failures)
+        return self._start(server.role, server.index, failures=server.failures, replaced=True)
 
-    def _start(self, role: str, index: int, *, failures: _Failures | None = None) -> _Process:
+    def _start(
+        self, role: str, index: int, *, failures: _Failures | None = None, replaced: bool = False
+    ) -> _Process:
         command = [*self._command, "--role", role, "--index", str(index)]
         command += ["--coordinator", self._topology.coordinator]
         command += ["--workers", ",".join(self._topology.workers)]
@@ -238,7 +259,8 @@ class LocalCluster:
         environment.setdefault("TF_NUM_INTRAOP_THREADS", str(share))
         # A session of its own: Ctrl-C reaches the launcher alone, which drains the coordinator.
         handle = subprocess.Popen(command, env=environment, start_new_session=True)
-        process = _Process(role, index, handle, failures or _Failures(self._checkpoints))
+        failures = failures or _Failures(self._checkpoints)
+        process = _Process(role, index, handle, failures, replaced=replaced)
         logger.info("started %s", process.name)
         return process
 
