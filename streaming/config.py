@@ -47,6 +47,14 @@ class FrequencyConfig(_Section):
     """Mean gap, in batches, of an id that was never seen."""
 
 
+class MergeConfig(_Section):
+    """How a push merges with what others pushed since its range was pulled; see `servers.merge`."""
+
+    rule: Literal["sum", "touches", "adagrad", "agreement"] = "sum"
+    power: Annotated[float, Field(gt=0)] = 1.0
+    """`touches` divides a row's difference by 1 + touches of others, to this power."""
+
+
 class ClusterConfig(_Section):
     """The processes of `headrace train --local`, and how busy each worker is kept."""
 
@@ -54,14 +62,7 @@ class ClusterConfig(_Section):
     workers: Annotated[int, Field(ge=1)] = 2
     ranges_in_flight: Annotated[int, Field(ge=1, le=8)] = 2
     """Ranges scheduled per worker at any time: one to train, the others to hide the latency."""
-
-
-class MergeConfig(_Section):
-    """How a push merges with what others pushed since its range was pulled; see `servers.merge`."""
-
-    rule: Literal["sum", "touches", "adagrad", "agreement"] = "sum"
-    power: Annotated[float, Field(gt=0)] = 1.0
-    """`touches` divides a row's difference by 1 + touches of others, to this power."""
+    merge: MergeConfig = MergeConfig()
 
 
 class CheckpointConfig(_Section):

@@ -64,25 +64,35 @@ def outgoing(merge: MergeConfig, *, pulled: Parameter, learned: Parameter) -> Ch
     return Change(value, squares, pulled.value if merge.rule == "agreement" else None)
 
 
+def counts_touches(merge: MergeConfig) -> bool:
+    """Whether the rule needs `touches`."""
+    return merge.rule == "touches"
+
+
+def reads_held(merge: MergeConfig) -> bool:
+    """Whether the rule needs `held`."""
+    return merge.rule in ("adagrad", "agreement")
+
+
 def incoming(
-    merge: MergeConfig, change: Change, *, held: Parameter, touches: tf.Tensor
+    merge: MergeConfig, change: Change, *, held: Parameter | None, touches: tf.Tensor | None
 ) -> Parameter:
     """Returns the differences that a server adds to its rows.
 
     Args:
         merge: The rule.
         change: What the worker sent.
-        held: The server's rows as they are now.
+        held: The server's rows as they are now; see `reads_held`.
         touches: [rows] float32, pushes of others that touched each row since it was pulled, counted
-            or expected; only `touches` uses it.
+            or expected; see `counts_touches`.
     """
     value = change.value
-    if merge.rule == "touches":
+    if touches is not None and merge.rule == "touches":
         value = value / tf.pow(1.0 + touches, merge.power)[:, tf.newaxis]
-    elif merge.rule == "adagrad" and change.accumulator is not None:
+    elif held is not None and change.accumulator is not None and merge.rule == "adagrad":
         now = tf.sqrt(held.accumulator + change.accumulator)
         value = tf.math.divide_no_nan(value, now)
-    elif merge.rule == "agreement":
+    elif held is not None and merge.rule == "agreement":
         moved = held.value - change.pulled
         length = tf.reduce_sum(value * value, axis=1, keepdims=True)
         along = tf.reduce_sum(value * moved, axis=1, keepdims=True)

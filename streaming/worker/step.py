@@ -24,7 +24,10 @@ from models.contract import (
 from models.features import hash_ids
 from streaming.config import FrequencyConfig
 from streaming.servers import frequency as freq
-from streaming.servers.state import Parameter, PushOutcome, Route, ServerState
+from streaming.servers.merge import Parameter
+from streaming.servers.push import PushOutcome
+from streaming.servers.state import ServerState
+from streaming.servers.variables import Route
 from streaming.worker import negatives, reader
 from streaming.worker.negatives import Drift, RangeNegatives
 
@@ -288,28 +291,21 @@ class RangeFunction:
     ) -> tuple[tf.Tensor, PushOutcome]:
         num_samples, num_batches = sizes
         features, used = compact_rows(self._model.encode(raw), self._model.inputs)
-        routes = {
-            name: self._state.route(rows, self._state.tables[name]) for name, rows in used.items()
-        }
-        pulled = {name: self._state.pull_table(name, route) for name, route in routes.items()}
-        dense = [weight.name for weight in self._model.weights]
-        pulled |= {name: self._state.pull_weight(name) for name in dense}
-        copies = {name: _local_copy(parameter) for name, parameter in pulled.items()}
+        pulled = self._state.pull(used)
+        copies = {name: _local_copy(parameter) for name, parameter in pulled.parameters.items()}
         loss_sum, _ = self._mini_batches.learn(
             features, copies, probability=probability, num_samples=num_samples
         )
         # The copies change inside the loop, so they are read once it has run.
         with tf.control_dependencies([loss_sum]):
-            changes = {name: _difference(copies[name], pulled[name]) for name in pulled}
-        with tf.control_dependencies(_present(changes)):
+            learned = {
+                name: _read(copies[name], before) for name, before in pulled.parameters.items()
+            }
+        with tf.control_dependencies(_present(learned)):
             for handle in _present(copies):
                 tf.raw_ops.DestroyResourceOp(resource=handle)
         outcome = self._state.push(
-            mark,
-            rows={name: (route, changes[name]) for name, route in routes.items()},
-            weights={name: changes[name] for name in dense},
-            sightings=sightings,
-            num_batches=num_batches,
+            mark, pulled=pulled, learned=learned, sightings=sightings, num_batches=num_batches
         )
         return loss_sum, outcome
 
@@ -345,12 +341,12 @@ def _variable(value: tf.Tensor) -> tf.Tensor:
     return handle
 
 
-def _difference(copy: Handles, pulled: Parameter) -> Parameter:
-    def changed(handle: tf.Tensor, before: tf.Tensor) -> tf.Tensor:
+def _read(copy: Handles, pulled: Parameter) -> Parameter:
+    def now(handle: tf.Tensor, before: tf.Tensor) -> tf.Tensor:
         after = tf.raw_ops.ReadVariableOp(resource=handle, dtype=tf.float32)
-        return tf.ensure_shape(after, before.shape) - before
+        return tf.ensure_shape(after, before.shape)
 
-    value = changed(copy.value, pulled.value)
+    value = now(copy.value, pulled.value)
     if copy.accumulator is None or pulled.accumulator is None:
         return Parameter(value, None)
-    return Parameter(value, changed(copy.accumulator, pulled.accumulator))
+    return Parameter(value, now(copy.accumulator, pulled.accumulator))

@@ -13,7 +13,7 @@ from jobs.train import TrainingProcess
 from models.contract import Model
 from streaming import coordinator
 from streaming.ledger import Ledger
-from streaming.servers import state
+from streaming.servers import push, state
 from streaming.worker import step
 from tests.streaming.counting import CountingModel
 from tests.streaming.counting_run import CUT, HELD, RELEASED, claim, die, wait_for
@@ -30,10 +30,10 @@ def install() -> None:
     """Puts the faults into this process's trainer, whatever its role."""
     coordinator.RangeFunction = FaultyRangeFunction
     state.ServerState.push = _faulty_push(state.ServerState.push)
-    state._ServerChanges.commit = _known_pusher(state._ServerChanges.commit)
-    state._ServerChanges._apply = _torn_apply(state._ServerChanges._apply)
+    push.ServerChanges.commit = _known_pusher(push.ServerChanges.commit)
+    push.ServerChanges._apply = _torn_apply(push.ServerChanges._apply)
     if os.environ.get("COUNTING_NO_MARKS"):
-        state.is_fresh = lambda sequence, begun: tf.fill(tf.shape(begun), True)
+        push.is_fresh = lambda sequence, begun: tf.fill(tf.shape(begun), True)
     if os.environ.get("COUNTING_TRACE"):
         Ledger.commit = _traced(Ledger.commit)
     script_ops._py_funcs._funcs.update(_FATES)

@@ -20,7 +20,8 @@ from models.two_tower import TwoTower
 from pipeline.schema import ITEM_ID
 from streaming.config import FrequencyConfig
 from streaming.servers import frequency as freq
-from streaming.servers.state import ServerState, Shards
+from streaming.servers.state import ServerState
+from streaming.servers.variables import Shards
 from streaming.worker.step import Handles, MiniBatches, bucket_numbers
 
 Features = Mapping[str, FeatureValue]

@@ -21,7 +21,8 @@ from models.features import arrow_features
 from models.two_tower import TwoTower
 from streaming.config import FrequencyConfig
 from streaming.servers import frequency as freq
-from streaming.servers.state import ServerState, Shards
+from streaming.servers.state import ServerState
+from streaming.servers.variables import Shards
 from streaming.source import Range
 from streaming.sources.archive import ArchiveSource
 from streaming.worker.step import Handles, MiniBatches, bucket_numbers

@@ -1,0 +1,103 @@
+"""Pull and push of several workers at once, on one process's devices standing in for servers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from streaming.config import FrequencyConfig, MergeConfig
+
+import tensorflow as tf  # isort: skip
+
+from streaming.servers.merge import Parameter
+from streaming.servers.state import Pulled, ServerState
+from tests.streaming.counting import CountingModel
+
+ROWS = 6
+
+
+def make(rule: str, *, servers: int) -> ServerState:
+    state = ServerState(
+        CountingModel(ROWS),
+        ["/device:CPU:0"] * servers,
+        frequency=FrequencyConfig(hashes=1, buckets=8),
+        seed=1,
+        num_slots=3,
+        floor=0,
+    )
+    state.merge_by(MergeConfig(rule=rule))
+    return state
+
+
+def push(state: ServerState, pulled: Pulled, *, slot: int, sequence: int) -> None:
+    """Pushes a step of 1 in every pulled row and weight."""
+    learned = {
+        name: Parameter(parameter.value + 1.0, None)
+        for name, parameter in pulled.parameters.items()
+    }
+    numbers = [tf.constant(number, tf.int64) for number in (slot, sequence, 1)]
+    state.push(
+        (numbers[0], numbers[1]),
+        pulled=pulled,
+        learned=learned,
+        sightings=None,
+        num_batches=numbers[2],
+    )
+
+
+def pull(state: ServerState, rows: list[int]) -> Pulled:
+    return state.pull({"counter": tf.constant(rows, tf.int64)})
+
+
+def table(state: ServerState) -> list[float]:
+    return np.concatenate([v.numpy()[:, 0] for v in state.tables["counter"].variables]).tolist()
+
+
+@pytest.mark.parametrize("servers", [1, 2])
+@pytest.mark.parametrize(
+    ("rule", "both", "three"),
+    [("sum", 2.0, 3.0), ("touches", 1.5, 1.5 + 1 / 3), ("agreement", 1.5, 1.5 + 1 / 2.5)],
+)
+def test_workers_that_pulled_the_same_are_merged_by_the_rule(servers, rule, both, three):
+    state = make(rule, servers=servers)
+    pulled = [pull(state, [4, 0]), pull(state, [1, 4]), pull(state, [5])]
+    last = pull(state, [4])
+    for slot, each in enumerate(pulled):
+        push(state, each, slot=slot, sequence=1)
+    np.testing.assert_allclose(table(state), [1.0, 1.0, 0.0, 0.0, both, 1.0])
+    np.testing.assert_allclose(state.weights["batches"].numpy(), [three], rtol=1e-6)
+    push(state, last, slot=0, sequence=2)
+    np.testing.assert_allclose(table(state)[4], three, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rule", ["sum", "touches", "adagrad", "agreement"])
+def test_workers_one_after_the_other_add_up_under_every_rule(rule):
+    state = make(rule, servers=2)
+    for sequence in (1, 2, 3):
+        push(state, pull(state, [0, 5]), slot=0, sequence=sequence)
+    assert table(state) == [3.0, 0.0, 0.0, 0.0, 0.0, 3.0]
+    assert state.weights["batches"].numpy().tolist() == [3.0]
+
+
+@pytest.mark.parametrize("rule", ["sum", "touches", "adagrad", "agreement"])
+def test_a_push_that_comes_again_counts_once_and_is_no_touch(rule):
+    state = make(rule, servers=2)
+    first, other = pull(state, [0, 5]), pull(state, [0])
+    for _ in range(3):
+        push(state, first, slot=0, sequence=1)
+    assert table(state) == [1.0, 0.0, 0.0, 0.0, 0.0, 1.0]
+    push(state, other, slot=1, sequence=1)
+    halved = {"touches", "agreement"}
+    assert table(state)[0] == (1.5 if rule in halved else 2.0)
+
+
+def test_rows_come_in_the_order_of_the_request_from_any_number_of_servers():
+    for servers in (1, 2, 3):
+        state = make("touches", servers=servers)
+        array = state.tables["counter"]
+        for start, variable in zip(array.starts, array.variables, strict=True):
+            count = int(variable.shape[0])
+            variable.assign(np.arange(start, start + count, dtype=np.float32)[:, None])
+        pulled = pull(state, [5, 0, 3, 2])
+        assert pulled.parameters["counter"].value.numpy()[:, 0].tolist() == [5, 0, 3, 2]
+        assert pulled.touches["counter"].numpy().tolist() == [0, 0, 0, 0]
