@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import datetime
+import logging
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,46 +19,165 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
-from jobs.main import run_job
+from jobs.main import follow_parent, run_job
 from jobs.settings import EXIT_DONE, add_config_arguments, load_settings
+from models.bundle import Freshness, Manifest, current_version, prune, resolve_version
 from models.bundle import read_manifest as read_bundle_manifest
 from models.config import TwoTowerConfig
-from models.export import ExportConfig, Trained, export_bundle
+from models.export import ExportConfig, ExportError, Trained, export_bundle
 from models.index import check_parameters, collect_candidates, collect_queries
 from models.two_tower import TwoTower
-from pipeline.manifest import read_manifest, sample_files
+from pipeline.manifest import MANIFEST_NAME, read_manifest, sample_files
 from pipeline.samples import SamplesConfig
 from pipeline.schema import InputError, conform
 from pipeline.specification import Specification
-from streaming.checkpoint import load_checkpoint
+from streaming.checkpoint import load_checkpoint, newest_checkpoint
 from streaming.config import TrainConfig
+
+logger = logging.getLogger(__name__)
+
+
+_POLL_SECONDS = 0.5
+SECTIONS: Final[dict[str, type[BaseModel]]] = {
+    "specification": Specification,
+    "model": TwoTowerConfig,
+    "samples": SamplesConfig,
+    "train": TrainConfig,
+    "export": ExportConfig,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exports the newest checkpoint and prints what the new version has."""
+    """Exports the newest checkpoint and prints what the new version has; or follows a run."""
     parser = argparse.ArgumentParser(prog="headrace export", description=__doc__)
     add_config_arguments(parser)
-    arguments = parser.parse_args(argv)
-    sections: dict[str, type[BaseModel]] = {
-        "specification": Specification,
-        "model": TwoTowerConfig,
-        "samples": SamplesConfig,
-        "train": TrainConfig,
-        "export": ExportConfig,
-    }
-    settings = load_settings(arguments.config, arguments.overrides, sections)
-    specification, config = settings["specification"], settings["export"]
-    trained = load_trained(Path(settings["train"].directory), specification, settings["model"])
-    samples = load_samples(Path(settings["samples"].output), specification)
-    version = export_bundle(
-        config.output / specification.name,
-        trained,
-        candidates=collect_candidates(samples, specification),
-        queries=collect_queries(samples, specification),
-        num_results=config.num_results,
+    parser.add_argument(
+        "--follow",
+        action="store_true",
+        help="export each new checkpoint of the run, until SIGTERM; the last one is exported yet",
     )
-    Console().print(_summary(version))
+    arguments = parser.parse_args(argv)
+    follow_parent()
+    settings = load_settings(arguments.config, arguments.overrides, SECTIONS)
+    if not arguments.follow:
+        exporter = Exporter(settings)
+        Console().print(_summary(exporter.export(exporter.load())))
+        return EXIT_DONE
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    follow(Exporter(settings), stop)
     return EXIT_DONE
+
+
+class Exporter:
+    """Makes versions of checkpoints of one run; what stays the same is read once."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        """Prepares exports by the sections of SECTIONS."""
+        self._specification: Specification = settings["specification"]
+        self._model_config: TwoTowerConfig = settings["model"]
+        self._config: ExportConfig = settings["export"]
+        self._run = Path(settings["train"].directory)
+        self._samples = Path(settings["samples"].output)
+        self.output = self._config.output / self._specification.name
+        self._indexed: tuple[int, dict[str, pa.Table], pa.Table] | None = None
+
+    @property
+    def newest(self) -> str | None:
+        """The name of the run's newest checkpoint."""
+        return newest_checkpoint(self._run / "checkpoints")
+
+    def load(self) -> Trained:
+        """Loads the newest checkpoint; again if it was deleted meanwhile, as there is a newer one.
+
+        Raises:
+            InputError: If there is none, or it is of another specification or model.
+        """
+        while True:
+            newest = self.newest
+            try:
+                return load_trained(self._run, self._specification, self._model_config)
+            except InputError:
+                if self.newest == newest:
+                    raise
+
+    def export(self, trained: Trained) -> Path:
+        """Writes a version and makes it the current one; removes versions beyond `export.keep`."""
+        candidates, queries = self._index()
+        version = export_bundle(
+            self.output,
+            trained,
+            candidates=candidates,
+            queries=queries,
+            num_results=self._config.num_results,
+        )
+        if self._config.keep is not None:
+            prune(self.output, keep=self._config.keep)
+        return version
+
+    def _index(self) -> tuple[dict[str, pa.Table], pa.Table]:
+        """Returns candidates and queries of the samples; read again when their manifest changes."""
+        manifest = self._samples / MANIFEST_NAME
+        changed = manifest.stat().st_mtime_ns if manifest.exists() else 0
+        if self._indexed is None or self._indexed[0] != changed:
+            samples = load_samples(self._samples, self._specification)
+            candidates = collect_candidates(samples, self._specification)
+            self._indexed = changed, candidates, collect_queries(samples, self._specification)
+        return self._indexed[1:]
+
+
+def follow(exporter: Exporter, stop: threading.Event) -> None:
+    """Exports each checkpoint that is the newest when the export before it is done.
+
+    Args:
+        exporter: Makes the versions.
+        stop: Set to end, after the newest checkpoint has been exported.
+
+    Raises:
+        InputError: If checkpoints or samples are not what the configuration says.
+    """
+    done = _exported(exporter)
+    while True:
+        ending = stop.is_set()  # asked first: what was saved before it is exported
+        newest = exporter.newest
+        if newest is not None and newest != done:
+            trained = exporter.load()
+            if trained.freshness is not None and trained.freshness.checkpoint != done:
+                _export_one(exporter, trained)
+            done = newest
+        elif ending:
+            return
+        else:
+            stop.wait(_POLL_SECONDS)
+
+
+def _exported(exporter: Exporter) -> str | None:
+    """Returns the checkpoint of the current version, if it is still the newest."""
+    if current_version(exporter.output) is None or exporter.newest is None:
+        return None
+    found = read_bundle_manifest(resolve_version(exporter.output)).freshness
+    fresh = exporter.load().freshness
+    if found is None or fresh is None:
+        return None
+    same = (found.checkpoint, found.taken_ms) == (fresh.checkpoint, fresh.taken_ms)
+    return fresh.checkpoint if same else None
+
+
+def _export_one(exporter: Exporter, trained: Trained) -> None:
+    started = time.monotonic()
+    try:
+        version = exporter.export(trained)
+    except ExportError as error:
+        logger.error("not published: %s", error)  # noqa: TRY400 - its traceback says no more
+        return
+    manifest = read_bundle_manifest(version)
+    logger.info(
+        "published %s in %.1f s: step %d; %s",
+        version,
+        time.monotonic() - started,
+        manifest.step,
+        ", ".join(f"{name} {value}" for name, value in freshness_rows(manifest)),
+    )
 
 
 def load_trained(directory: Path, specification: Specification, config: TwoTowerConfig) -> Trained:
@@ -67,7 +192,7 @@ def load_trained(directory: Path, specification: Specification, config: TwoTower
         InputError: If there is no checkpoint, or it is of another specification or model.
     """
     folder = directory / "checkpoints"
-    loaded = load_checkpoint(folder)
+    loaded = load_checkpoint(folder, parameters_only=True)
     if loaded.specification_fingerprint != specification.fingerprint:
         raise InputError(
             f"{folder}: found a checkpoint of specification {loaded.specification_fingerprint};"
@@ -79,8 +204,18 @@ def load_trained(directory: Path, specification: Specification, config: TwoTower
         check_parameters(model, loaded.parameters)
     except ValueError as error:
         raise InputError(f"{folder}: not a checkpoint of section 'model': {error}") from error
+    fresh = loaded.freshness
     return Trained(
-        model=model, parameters=loaded.parameters, step=loaded.step, ledger=loaded.ledger
+        model=model,
+        parameters=loaded.parameters,
+        step=loaded.step,
+        ledger=loaded.ledger,
+        freshness=Freshness(
+            checkpoint=loaded.name,
+            taken_ms=fresh.taken_ms,
+            watermark_ms=fresh.watermark_ms,
+            newest_event_ms=fresh.newest_event_ms,
+        ),
     )
 
 
@@ -113,11 +248,30 @@ def _summary(version: Path) -> Table:
     table.add_row("folder", str(version))
     table.add_row("before", manifest.parent_version or "none")
     table.add_row("step", f"{manifest.step:,}")
+    for name, value in freshness_rows(manifest):
+        table.add_row(name, value)
     for scenario, count in manifest.scenarios.items():
         table.add_row(f"candidates, {scenario}", f"{count:,}")
     total = sum(entry.bytes for entry in manifest.files.values())
     table.add_row("size", f"{total / 1e6:,.1f} MB in {len(manifest.files)} files")
     return table
+
+
+def freshness_rows(manifest: Manifest) -> list[tuple[str, str]]:
+    """Returns what a version says of the events that it knows, for a person, at its publication."""
+    fresh = manifest.freshness
+    if fresh is None:
+        return []
+    rows = [("state copied", f"{1e-3 * (fresh.published_ms - fresh.taken_ms):.1f} s before")]
+    for name, time_ms in [
+        ("newest event", fresh.newest_event_ms),
+        ("all events before", fresh.watermark_ms),
+    ]:
+        if time_ms is not None:
+            moment = datetime.datetime.fromtimestamp(1e-3 * time_ms, datetime.UTC)
+            age = 1e-3 * (fresh.published_ms - time_ms)
+            rows.append((name, f"{moment:%Y-%m-%d %H:%M:%S} UTC ({age:,.1f} s before)"))
+    return rows
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ import logging
 import os
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -88,6 +90,20 @@ def import_tensorflow() -> None:
         finally:
             os.dup2(shown, 2)
             os.close(shown)
+
+
+def follow_parent() -> None:
+    """Ends this process when its launcher is gone, however that ended."""
+    parent = os.environ.get("HEADRACE_PARENT")
+    if parent is None:
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(parent):
+            time.sleep(1.0)
+        os._exit(EXIT_RETRY)
+
+    threading.Thread(target=watch, name="follow-parent", daemon=True).start()
 
 
 def run_job(job: Main, argv: Sequence[str] | None = None) -> int:

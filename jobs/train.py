@@ -18,7 +18,6 @@ import os
 import signal
 import socket
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -29,7 +28,7 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
-from jobs.main import import_tensorflow, run_job
+from jobs.main import follow_parent, import_tensorflow, run_job
 from jobs.settings import EXIT_DONE, EXIT_RETRY, add_config_arguments, load_settings
 from models.config import TwoTowerConfig
 from pipeline.schema import InputError, schema_fingerprint
@@ -73,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_role(arguments: argparse.Namespace, process: type[TrainingProcess]) -> int:
     """Runs one process of the cluster, as its flags or TF_CONFIG say."""
-    _follow_parent()
+    follow_parent()
     topology, role, index = _place(arguments)
     import_tensorflow()
     run = process(arguments)
@@ -260,20 +259,6 @@ def _show(ledger: Ledger, seconds: float) -> None:
     )
     table.add_row(*[f"{count:,}" for count in counts])
     Console().print(table, f"{seconds:.1f} s in this life of the coordinator", sep="\n")
-
-
-def _follow_parent() -> None:
-    """Ends this process when its launcher is gone, however that ended."""
-    parent = os.environ.get("HEADRACE_PARENT")
-    if parent is None:
-        return
-
-    def watch() -> None:
-        while os.getppid() == int(parent):
-            time.sleep(1.0)
-        os._exit(EXIT_RETRY)
-
-    threading.Thread(target=watch, name="follow-parent", daemon=True).start()
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -50,6 +51,23 @@ class FileEntry(BaseModel):
     bytes: int
 
 
+class Freshness(BaseModel):
+    """How new the events are that a version has learned. Times are milliseconds since 1970."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    checkpoint: str
+    """Name of the checkpoint that it was made from; `ledger` has its offsets."""
+    taken_ms: int
+    """When that checkpoint's state was copied."""
+    watermark_ms: int | None
+    """All events before it, of every partition that was not idle, were learned."""
+    newest_event_ms: int | None
+    """The newest event that was learned."""
+    published_ms: int = 0
+    """When the version was complete."""
+
+
 class Manifest(BaseModel):
     """What a version is, where it came from, and which files it has."""
 
@@ -63,6 +81,8 @@ class Manifest(BaseModel):
     step: int
     ledger: dict[str, Any]
     """Which samples were learned, as the checkpoint has it."""
+    freshness: Freshness | None = None
+    """How new they were; None if that is not known."""
     watermark_ms: int | None
     """Latest event time among the samples of the index."""
     metrics: dict[str, Any]
@@ -168,7 +188,11 @@ def publish(aside: Path, manifest: Manifest) -> Path:
     Returns:
         The version's folder.
     """
-    complete = manifest.model_copy(update={"files": _entries(aside)})
+    update: dict[str, Any] = {"files": _entries(aside)}
+    if manifest.freshness is not None:
+        now = time.time_ns() // 1_000_000
+        update["freshness"] = manifest.freshness.model_copy(update={"published_ms": now})
+    complete = manifest.model_copy(update=update)
     (aside / MANIFEST).write_text(complete.model_dump_json(indent=2), encoding="utf-8")
     durable.sync_tree(aside)
     model = aside.parent
@@ -177,6 +201,23 @@ def publish(aside: Path, manifest: Manifest) -> Path:
     durable.sync(model)
     durable.write(model / CURRENT, f"{manifest.version}\n")
     return version
+
+
+def prune(model: Path, *, keep: int) -> list[str]:
+    """Removes all but the newest versions; never the one that `CURRENT` names.
+
+    Returns:
+        The versions that were removed.
+    """
+    current, removed = current_version(model), []
+    for version in versions(model)[:-keep]:
+        if version.name == current:
+            continue
+        gone = model / f"{_WRITING}gone-{version.name}"  # a writer that is killed here leaves it
+        version.rename(gone)
+        shutil.rmtree(gone)
+        removed.append(version.name)
+    return removed
 
 
 def _entries(version: Path) -> dict[str, FileEntry]:

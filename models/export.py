@@ -26,6 +26,7 @@ from models.bundle import (
     QUERIES,
     SCORE,
     VECTOR,
+    Freshness,
     Manifest,
     current_version,
     directory_name,
@@ -52,6 +53,10 @@ class ExportConfig(BaseModel):
     """Folder of all models; this one goes to `OUTPUT/NAME OF THE SPECIFICATION`."""
     num_results: Annotated[int, Field(ge=1)] = 100
     """How many items `retrieval` returns, or all if there are fewer."""
+    keep: Annotated[int, Field(ge=1)] | None = None
+    """Versions that are kept, and the one in CURRENT in any case; None keeps all."""
+    follow: bool = False
+    """`headrace train --local` also exports each new checkpoint, while training goes on."""
 
 
 class ExportError(RuntimeError):
@@ -68,6 +73,7 @@ class Trained:
         step: Batches trained.
         ledger: The checkpoint's ledger: which samples are in the parameters.
         metrics: Offline metrics, if any were computed.
+        freshness: How new the samples are, if that is known.
     """
 
     model: TwoTower
@@ -75,6 +81,7 @@ class Trained:
     step: int = 0
     ledger: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    freshness: Freshness | None = None
 
 
 def export_bundle(
@@ -122,6 +129,7 @@ def _manifest(
         parent_version=current_version(directory),
         step=trained.step,
         ledger=dict(trained.ledger),
+        freshness=trained.freshness,
         watermark_ms=pc.max(queries.column(TIMESTAMP_MS)).as_py(),
         metrics=dict(trained.metrics),
         specification=specification.model_dump(mode="json"),

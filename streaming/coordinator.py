@@ -28,7 +28,7 @@ from streaming.source import Range, Source
 from streaming.watch.endpoints import Endpoints
 from streaming.watch.outlets import JsonLines, Outlet, TensorBoard
 from streaming.watch.pulse import Pulse
-from streaming.watch.telemetry import Telemetry
+from streaming.watch.telemetry import Telemetry, position_figures
 from streaming.worker import reader
 from streaming.worker.step import RangeFunction
 
@@ -103,6 +103,7 @@ class Coordinator:
             self._ledger = self._store.restore(self._saver.checkpoint) or self._feed.first_ledger()
             self._feed.begin(self._ledger)
             self._saved_records = self._ledger.totals.records
+            self._saved_at = time.monotonic()
             self._state.align_clocks()
             self._check_workers()
             self._train()
@@ -136,7 +137,6 @@ class Coordinator:
             num_slots=slots,
             floor=floor,
         )
-        self._state.merge_by(self._config.cluster.merge)
         self._saver = Saver(
             self._store,
             self._state.trackables(),
@@ -281,10 +281,12 @@ class Coordinator:
     def _freshness(self) -> Freshness:
         with self._changed:
             position = self._feed.position()
+        former = self._store.restored.newest_event_ms
+        newest = [time_ms for time_ms in (former, position.newest_ms) if time_ms is not None]
         return Freshness(
             taken_ms=time.time_ns() // 1_000_000,
             watermark_ms=position.watermark_ms,
-            newest_event_ms=position.newest_ms,
+            newest_event_ms=max(newest, default=None),
         )
 
     def _finished_save(self, *, wait_seconds: float = 0.0) -> Saved | None:
@@ -301,6 +303,7 @@ class Coordinator:
         if saved is None:
             return
         ledger, facts = saved.snapshot.ledger, self._telemetry.facts
+        self._saved_at = time.monotonic() - saved.write_seconds
         facts["checkpoint/saves"] = facts.get("checkpoint/saves", 0) + 1
         facts["checkpoint/write_seconds"] = saved.write_seconds
         logger.info(
@@ -326,8 +329,10 @@ class Coordinator:
                 "stream/records_remaining": self._feed.remaining,
                 "cluster/workers": len(self._topology.workers),
                 "cluster/ranges_in_flight": self._in_flight,
+                "checkpoint/age_seconds": time.monotonic() - self._saved_at,
             }
-            self._telemetry.tell(totals, gauges)
+            position = self._feed.position()
+            self._telemetry.tell(totals, gauges | position_figures(position))
 
     # The slots' threads.
 

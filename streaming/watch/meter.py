@@ -26,12 +26,10 @@ class Meter:
     """Adds up the reports of ranges. Use from one thread at a time.
 
     Attributes:
-        newest_event_ms: The time of the newest event that was applied, or None.
         batches: Mini-batches since `interval` was last asked for.
     """
 
     def __init__(self, *, now: float) -> None:
-        self.newest_event_ms: int | None = None
         self._trained: deque[_Trained] = deque()
         self._heard: dict[str, float] = {}
         self._begin(now)
@@ -58,10 +56,8 @@ class Meter:
                 short = name.removesuffix("_sum")
                 self._sums[short] = self._sums.get(short, 0.0) + value
         self._heard[worker] = now
-        last = int(report.get("last_ms", -1))
-        if last < 0 or not report["samples"]:
+        if report.get("last_ms", -1) < 0 or not report["samples"]:
             return
-        self.newest_event_ms = max(last, self.newest_event_ms or last)
         newest, oldest = (1e-3 * (wall_ms - report[name]) for name in ("last_ms", "first_ms"))
         self._trained.append(_Trained(now, int(report["samples"]), newest, oldest))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
+from streaming.schedule.progress import Position
 from streaming.watch.meter import Meter
 from streaming.watch.outlets import Outlet
 
@@ -48,3 +49,18 @@ class Telemetry:
         """Closes the outlets."""
         for outlet in self._outlets:
             outlet.close()
+
+
+def position_figures(position: Position) -> dict[str, float]:
+    """Returns the figures of where a run stands; those that are not known yet are left out."""
+    figures: dict[str, float] = {
+        "stream/skew_seconds": 1e-3 * position.skew_ms,
+        "stream/max_skew_seconds": 1e-3 * position.max_skew_ms,
+        "stream/lag_records": sum(position.lag.values()),
+    }
+    figures |= {f"stream/topic_lag_records/{topic}": lag for topic, lag in position.lag.items()}
+    watermarks = {"stream/watermark_ms": position.watermark_ms} | {
+        f"stream/topic_watermark_ms/{topic}": time_ms
+        for topic, time_ms in position.watermarks_ms.items()
+    }
+    return figures | {name: time_ms for name, time_ms in watermarks.items() if time_ms is not None}

@@ -53,8 +53,8 @@ def do(word):
         there.mkdir(parents=True, exist_ok=True)
         (there / f"checkpoint-{len(list(there.iterdir())) + 1:08d}").mkdir()
     elif verb == "follow":
-        from jobs.train import _follow_parent
-        _follow_parent()
+        from jobs.main import follow_parent
+        follow_parent()
         tell(f"follows {role}")
     elif verb == "sleep":
         time.sleep(float(rest))

@@ -42,7 +42,6 @@ def test_a_ranges_events_lie_between_its_oldest_and_its_newest() -> None:
     meter.add(report(first_ms=1_000, last_ms=9_000), worker="a", now=1.0, wall_ms=11_000)
     # Ages from 2 s to 10 s: the middle is 6 s.
     assert meter.recent(1.0)["stream/staleness_p50_seconds"] == pytest.approx(6.0, abs=0.5)
-    assert meter.newest_event_ms == 9_000
 
 
 def test_what_is_older_than_a_minute_is_forgotten() -> None:
@@ -56,5 +55,4 @@ def test_what_is_older_than_a_minute_is_forgotten() -> None:
 def test_events_without_a_time_have_no_age() -> None:
     meter = Meter(now=0.0)
     meter.add(report(), worker="a", now=1.0, wall_ms=5_000)
-    assert meter.newest_event_ms is None
     assert meter.recent(1.0) == {"cluster/workers_heard": 1}
