@@ -70,12 +70,21 @@ class Borders:
                     return time_ms
         if not self._times:
             return self._first
+        if watermark_ms is not None and self._hides(watermark_ms):
+            return watermark_ms + self._step_ms
         last = self._times[-1]
         reached = [b.time_ms for b in self._borders[last].values() if b.time_ms is not None]
         horizon = self._max_skew_ms + _AHEAD * self._step_ms
         if not reached or last >= (watermark_ms or self._times[0]) + horizon:
             return None
         return max(last + self._step_ms, min(reached))
+
+    def _hides(self, watermark_ms: int) -> bool:
+        """Returns whether records came into a gap that was jumped over."""
+        index = bisect.bisect_right(self._times, watermark_ms)
+        if index == len(self._times):
+            return False
+        return self._times[index] > watermark_ms + self._max_skew_ms
 
     def learn(
         self, time_ms: int, places: Mapping[Partition, Place], ends: Mapping[Partition, int]
