@@ -174,7 +174,10 @@ def watch_client_log() -> None:
     kafka-python writes several lines at ERROR for each attempt, some hundred times a second. Give
     the logger `kafka` a handler of its own to see them.
     """
-    logging.getLogger(_CLIENT_LOG).propagate = False
+    client = logging.getLogger(_CLIENT_LOG)
+    client.propagate = False
+    if client.getEffectiveLevel() < logging.INFO:
+        client.setLevel(logging.INFO)  # its DEBUG lines show passwords on their way to the broker
     network = logging.getLogger(_NETWORK_LOG)
     _PROBLEMS.clear()
     if _PROBLEMS not in network.handlers:

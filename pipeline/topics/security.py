@@ -11,6 +11,15 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from pipeline.schema import InputError
 
 
+class _Secret(str):
+    """A text that does not show itself: kafka-python logs its whole configuration at DEBUG."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'***'"
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -111,7 +120,7 @@ class SaslConfig(_Section):
                 f"sasl.{field}: found nothing in {place}; expected the password of user"
                 f" {self.username!r} in it"
             )
-        return password
+        return _Secret(password)
 
 
 _PROTOCOLS: Final = {

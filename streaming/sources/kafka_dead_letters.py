@@ -76,7 +76,6 @@ class DeadLetterTopic:
                 allow_auto_create_topics=False,
                 compression_type="lz4",
                 max_request_size=_MAX_RECORD_BYTES,
-                buffer_memory=2 * _MAX_RECORD_BYTES,
                 max_block_ms=round(_ACKNOWLEDGED_SECONDS * 1000),
             )
         return self._producer

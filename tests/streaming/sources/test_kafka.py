@@ -3,7 +3,7 @@ from __future__ import annotations
 import multiprocessing
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,6 +16,7 @@ from pipeline.topics.record import encode
 from streaming.source import Partition, Range, SourceUnavailableError
 from streaming.sources.kafka import KafkaSource, KafkaSourceConfig
 from tests.kafka.broker import Broker
+from tests.kafka.topics import create, produce, wait_until
 
 pytestmark = pytest.mark.kafka
 
@@ -31,26 +32,6 @@ def admin(kafka: str) -> Iterator[KafkaAdminClient]:
     client = KafkaAdminClient(bootstrap_servers=kafka)
     yield client
     client.close()
-
-
-def create(admin: KafkaAdminClient, topic: str, partitions: int = 1, **configs: str) -> None:
-    wanted = {
-        "num_partitions": partitions,
-        "replication_factor": 1,
-        "configs": {name.replace("_", "."): value for name, value in configs.items()},
-    }
-    admin.create_topics({topic: wanted}, wait_for_metadata=True)
-
-
-def produce(kafka: str, topic: str, *records: tuple[int, Any], **options: Any) -> None:
-    """Sends (partition, table or bytes or None) records in their order."""
-    producer = KafkaProducer(bootstrap_servers=kafka, **options)
-    for partition, content in records:
-        value, headers = encode(content) if isinstance(content, pa.Table) else (content, [])
-        # The client takes no record without key and value.
-        key = b"key" if value is None else None
-        producer.send(topic, value, key, headers=list(headers), partition=partition).get(30)
-    producer.close()
 
 
 @pytest.fixture
@@ -152,13 +133,6 @@ def test_aborted_transactions_leave_holes_that_change_no_range(
 
 def wait_for_end(source: KafkaSource, partition: Partition, end: int) -> None:
     wait_until(lambda: source.end_offsets()[partition] >= end)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_an_open_transaction_is_beyond_the_end(
