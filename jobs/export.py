@@ -23,8 +23,8 @@ from jobs.main import follow_parent, run_job
 from jobs.settings import EXIT_DONE, add_config_arguments, load_settings
 from models.bundle import Freshness, Manifest, current_version, prune, resolve_version
 from models.bundle import read_manifest as read_bundle_manifest
-from models.config import TwoTowerConfig
-from models.export import ExportConfig, ExportError, Trained, export_bundle
+from models.config import ExportConfig, TwoTowerConfig
+from models.export import ExportError, Trained, export_bundle
 from models.index import check_parameters, collect_candidates, collect_queries
 from models.two_tower import TwoTower
 from pipeline.manifest import MANIFEST_NAME, read_manifest, sample_files

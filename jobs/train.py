@@ -12,6 +12,7 @@ Training starts where the newest checkpoint of `train.directory` left off. SIGTE
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import logging
 import os
@@ -28,9 +29,10 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
+from jobs.live.dashboard import TABLE_SHOWN, shown
 from jobs.main import follow_parent, import_tensorflow, run_job
 from jobs.settings import EXIT_DONE, EXIT_RETRY, add_config_arguments, load_settings
-from models.config import TwoTowerConfig
+from models.config import ExportConfig, TwoTowerConfig
 from pipeline.schema import InputError, schema_fingerprint
 from pipeline.specification import Specification
 from streaming.cluster import (
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 EXIT_BUG = 1
+METRICS: Final = "metrics.jsonl"
 SECTIONS: Final[dict[str, type[BaseModel]]] = {
     "specification": Specification,
     "model": TwoTowerConfig,
@@ -123,18 +126,26 @@ def _place(arguments: argparse.Namespace) -> tuple[Topology, str, int]:
 
 
 def _run_local(arguments: argparse.Namespace) -> int:
+    from jobs.live.companion import Companion
     from jobs.local import LocalCluster
 
-    settings = load_settings(arguments.config, arguments.overrides, SECTIONS)
+    sections = SECTIONS | {"export": ExportConfig}
+    settings = load_settings(arguments.config, arguments.overrides, sections)
     config = cast(TrainConfig, settings["train"])
     # Asked here first: a source that is not there is told in a second, not by four processes.
     source = open_source(config, cast(Specification, settings["specification"]))
     source.end_offsets()
     source.close()
     command = [sys.executable, "-m", "jobs.train", "--config", str(arguments.config)]
+    exporter = [sys.executable, "-m", "jobs.main", "export", "--config", str(arguments.config)]
     for override in arguments.overrides:
         command += ["--set", override]
-    return LocalCluster(command, config.cluster, directory=config.directory).run()
+        exporter += ["--set", override]
+    with contextlib.ExitStack() as beside:
+        beside.enter_context(shown(Path(config.directory) / METRICS))
+        if settings["export"].follow:
+            beside.enter_context(Companion("exporter", [*exporter, "--follow"]))
+        return LocalCluster(command, config.cluster, directory=config.directory).run()
 
 
 def open_source(config: TrainConfig, specification: Specification) -> Source:
@@ -198,7 +209,11 @@ class TrainingProcess:
     def coordinate(self, topology: Topology) -> int:
         """Runs the coordinator, and ends this process with its exit code."""
         try:
-            code = run_job(lambda _: self._life(topology))
+            # A launcher shows the table itself.
+            launched = TABLE_SHOWN in os.environ
+            metrics = Path(self._config.directory) / METRICS
+            with contextlib.nullcontext() if launched else shown(metrics):
+                code = run_job(lambda _: self._life(topology))
         except BaseException:  # noqa: BLE001 - a bug; TensorFlow's threads would keep it alive
             traceback.print_exc()
             code = EXIT_BUG
@@ -208,6 +223,7 @@ class TrainingProcess:
         from streaming.attempts import PASSING, RestartNeededError
         from streaming.checkpoint import NoSpaceError
         from streaming.coordinator import Coordinator
+        from streaming.watch.outlets import Lines
 
         coordinator = Coordinator(
             self._model,
@@ -216,6 +232,8 @@ class TrainingProcess:
             topology=topology,
             fingerprints=self._fingerprints(),
         )
+        if TABLE_SHOWN not in os.environ:
+            coordinator.tell(Lines())
         signal.signal(signal.SIGTERM, lambda *_: coordinator.stop())
         started = time.monotonic()
         try:

@@ -1,7 +1,8 @@
-"""The `model` section of a configuration file, in a module that does not wait for TensorFlow."""
+"""The sections `model` and `export`, in a module that does not wait for TensorFlow."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -87,3 +88,16 @@ class TwoTowerConfig(_Section):
         if self.logq == "positive-excluded" and not self.mask_accidental_hits:
             raise ValueError("logq: positive-excluded needs mask_accidental_hits: true")
         return self
+
+
+class ExportConfig(_Section):
+    """Section `export` of a deployment's file."""
+
+    output: Path = Path("bundles")
+    """Folder of all models; this one goes to `OUTPUT/NAME OF THE SPECIFICATION`."""
+    num_results: Annotated[int, Field(ge=1)] = 100
+    """How many items `retrieval` returns, or all if there are fewer."""
+    keep: Annotated[int, Field(ge=1)] | None = None
+    """Versions that are kept, and the one in CURRENT in any case; None keeps all."""
+    follow: bool = False
+    """`headrace train --local` also exports each new checkpoint, while training goes on."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
-from pydantic import BaseModel, ConfigDict, Field
 
 from models.bundle import (
     CANDIDATES,
@@ -42,21 +41,6 @@ from pipeline.schema import ITEM_ID, TIMESTAMP_MS, schema_fingerprint
 
 _NUM_VERIFIED_ROWS = 64
 _TOLERANCE = 1e-4
-
-
-class ExportConfig(BaseModel):
-    """Section `export` of a deployment's file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    output: Path = Path("bundles")
-    """Folder of all models; this one goes to `OUTPUT/NAME OF THE SPECIFICATION`."""
-    num_results: Annotated[int, Field(ge=1)] = 100
-    """How many items `retrieval` returns, or all if there are fewer."""
-    keep: Annotated[int, Field(ge=1)] | None = None
-    """Versions that are kept, and the one in CURRENT in any case; None keeps all."""
-    follow: bool = False
-    """`headrace train --local` also exports each new checkpoint, while training goes on."""
 
 
 class ExportError(RuntimeError):

@@ -8,8 +8,7 @@ import pytest
 import yaml
 
 from jobs.settings import SECTIONS, load_settings
-from models.config import TwoTowerConfig
-from models.export import ExportConfig
+from models.config import ExportConfig, TwoTowerConfig
 from pipeline.publish import PublishConfig
 from pipeline.samples import SamplesConfig
 from pipeline.specification import Specification
