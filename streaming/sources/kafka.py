@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final, Literal, Self
 import pyarrow as pa
 from kafka import TopicPartition
 from kafka.errors import OffsetOutOfRangeError
+from kafka.protocol.consumer import OffsetSpec
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.schema import InputError
@@ -114,24 +115,21 @@ class KafkaSource:
 
     def start_offsets(self) -> dict[Partition, int]:
         """Returns the first offset that retention has left, per partition."""
-        return self._offsets(lambda places: self._ask("beginning_offsets", places))
+        return {p: place.offset for p, place in self._places(OffsetSpec.EARLIEST).items()}
 
     def end_offsets(self) -> dict[Partition, int]:
         """Returns the end of what is committed (the last stable offset), per partition."""
-        return self._offsets(lambda places: self._ask("end_offsets", places))
+        return {p: place.offset for p, place in self._places(OffsetSpec.LATEST).items()}
 
     def offsets_at(self, time_ms: int) -> dict[Partition, Place]:
         """Returns the first record with a timestamp of `time_ms` or later, per partition.
 
         The timestamp is what the producer set: event time if it was `headrace publish`.
         """
-        found = self._offsets(
-            lambda places: self._ask("offsets_for_times", dict.fromkeys(places, max(0, time_ms)))
-        )
         return {
             partition: Place(place.offset, place.timestamp)
-            for partition, place in found.items()
-            if place is not None and place.offset >= 0
+            for partition, place in self._places(max(0, time_ms)).items()
+            if place.offset >= 0
         }
 
     def read(self, wanted: Range) -> ReadResult:
@@ -188,10 +186,14 @@ class KafkaSource:
 
     def _skip_deleted(self, cursor: Cursor, wanted: Range) -> int:
         """Moves to the first record that is left and returns how many offsets it skipped."""
-        position, first = cursor.position(), cursor.first()
+        position = cursor.position()
+        first, end = (
+            self._client.offsets([cursor.place], spec)[cursor.place].offset
+            for spec in (OffsetSpec.EARLIEST, OffsetSpec.LATEST)
+        )
         if first <= position:
             raise InputError(
-                f"{name_of(wanted.partition)}: found offsets {first} to {cursor.end()}; expected"
+                f"{name_of(wanted.partition)}: found offsets {first} to {end}; expected"
                 f" records from {position} on: the topic was cut short, or deleted and created"
                 " again since the offsets were stored"
             )
@@ -217,18 +219,11 @@ class KafkaSource:
             self._client.describe()
         self._identified = self._now()
 
-    def _offsets(
-        self, ask: Callable[[list[TopicPartition]], dict[Any, Any]]
-    ) -> dict[Partition, Any]:
+    def _places(self, spec: OffsetSpec | int) -> dict[Partition, Any]:
+        """Returns an offset with its timestamp, per partition; see `KafkaClient.offsets`."""
         partitions = {TopicPartition(p.topic, p.number): p for p in self.partitions()}
-        with self._client.failing_as("asking for offsets"):
-            found = ask(list(partitions))
-        return {partition: found.get(place) for place, partition in partitions.items()}
-
-    def _ask(self, method: str, places: Any) -> dict[Any, Any]:
-        ask = getattr(self._client.consumer, method)
-        answer: dict[Any, Any] = ask(places, timeout_ms=self._config.stall_timeout_seconds * 1000)
-        return answer
+        found = self._client.offsets(list(partitions), spec)
+        return {partition: found[place] for place, partition in partitions.items()}
 
     def _stall(self, wanted: Range, position: int) -> Exception:
         """Returns the error for a read that does not move on: it may be for good."""

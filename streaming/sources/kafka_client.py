@@ -9,7 +9,8 @@ from typing import Any, Final
 
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.errors import KafkaConfigurationError, KafkaError, for_code
-from kafka.structs import OffsetAndMetadata
+from kafka.protocol.consumer import IsolationLevel, OffsetSpec
+from kafka.structs import OffsetAndMetadata, OffsetAndTimestamp
 
 from pipeline.schema import InputError
 from pipeline.topics.connection import BrokerConnection, BrokerRefusedError, watch_client_log
@@ -85,6 +86,26 @@ class KafkaClient:
             )
             self._was_connected = True
         return self._consumer
+
+    def offsets(
+        self, places: Sequence[TopicPartition], spec: OffsetSpec | int
+    ) -> dict[TopicPartition, OffsetAndTimestamp]:
+        """Returns an offset of each partition: the first, the end of what is committed, or another.
+
+        Not by the consumer, which forgets partitions that were added a moment ago.
+
+        Args:
+            places: The partitions.
+            spec: Which one, or a time in milliseconds: the first record of then or later.
+
+        Raises:
+            SourceUnavailableError: If no broker answers.
+        """
+        with self.failing_as("asking for offsets"):
+            found: dict[TopicPartition, OffsetAndTimestamp] = self.admin.list_partition_offsets(
+                dict.fromkeys(places, spec), isolation_level=IsolationLevel.READ_COMMITTED
+            )
+        return found
 
     def cursor(self, topic: str, number: int) -> Cursor:
         """Returns the consumer's place in a partition."""
@@ -175,31 +196,23 @@ class Cursor:
 
     def __init__(self, consumer: KafkaConsumer, place: TopicPartition) -> None:
         self._consumer = consumer
-        self._place = place
+        self.place = place
 
     def move(self, offset: int) -> None:
         """Makes `offset` the next to be read."""
         # Not pause() and resume() over all partitions: after a backward seek that stalls for ever.
-        if self._consumer.assignment() != {self._place}:
-            self._consumer.assign([self._place])
+        if self._consumer.assignment() != {self.place}:
+            self._consumer.assign([self.place])
         elif self.position() == offset:
             return
-        self._consumer.seek(self._place, offset)
+        self._consumer.seek(self.place, offset)
 
     def position(self) -> int:
         """Returns the next offset to be read."""
-        return int(self._consumer.position(self._place))
+        return int(self._consumer.position(self.place))
 
     def poll(self, *, max_records: int) -> list[Any]:
         """Returns the next records, none if there are none for a moment."""
         batch = self._consumer.poll(timeout_ms=_POLL_MS, max_records=max_records)
-        found: list[Any] = batch.get(self._place, [])
+        found: list[Any] = batch.get(self.place, [])
         return found
-
-    def first(self) -> int:
-        """Returns the first offset that retention has left."""
-        return int(self._consumer.beginning_offsets([self._place])[self._place])
-
-    def end(self) -> int:
-        """Returns the end of what is committed."""
-        return int(self._consumer.end_offsets([self._place])[self._place])
