@@ -11,6 +11,9 @@ from jobs.settings import EXIT_BAD_INPUT, EXIT_DONE
 
 BENCHMARKS: Final = {
     "stream": "samples per second of the trainer: one process, memory, archive, Kafka",
+    "alignment": "a backlog of days beside fresh topics: skew and loss, aligned and not",
+    "estimator": "sampling probabilities: the paper's simulation, asynchrony, cost of a step",
+    "freshness": "from an event's publication to a bundle that knows it; how training stalls",
     "samples": "events to retrieval samples, beside DuckDB and row-at-a-time Beam",
 }
 

@@ -21,6 +21,7 @@ sequential algorithm over the ranges in the order of their pushes, whatever the 
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -106,7 +107,8 @@ def compose(
     keep = 1.0 - alpha
     known = last_seen >= 0
     first_gap = tf.cast(clock + summary.first - last_seen, tf.float32)
-    newer = tf.pow(keep, summary.count - 1.0)  # decay by the sightings after the first
+    # Decay by the sightings after the first; `tf.pow` takes several times as long.
+    newer = tf.exp((summary.count - 1.0) * math.log(keep))
     after_first = tf.where(known, keep * mean_gap + alpha * first_gap, mean_gap)
     return clock + summary.last, newer * after_first + summary.gaps
 

@@ -75,6 +75,14 @@ class Alone:
         """Returns the function that learns a chunk of samples, in place."""
         return tf.function(self._learn, autograph=False, reduce_retracing=True)
 
+    def build_estimator(self) -> tf.types.experimental.PolymorphicFunction:
+        """Returns the estimator's part alone: ids [num] to their sampling probabilities."""
+
+        def estimate(ids: tf.Tensor) -> tf.Tensor:
+            return self._probability(ids, tf.size(ids, out_type=tf.int64))
+
+        return tf.function(estimate, autograph=False, reduce_retracing=True)
+
     def _learn(self, raw: Mapping[str, FeatureValue]) -> tf.Tensor:
         num_samples = tf.size(raw["item_id"], out_type=tf.int64)
         probability = self._probability(raw["item_id"], num_samples)
