@@ -162,6 +162,16 @@ class TrainConfig(_Section):
     on_torn_push: Literal["restore", "count"] = "restore"
     """Answer to a push that a crash cut in the middle: restart from the checkpoint, or go on."""
 
+    @model_validator(mode="after")
+    def _time_goes_on(self) -> Self:
+        archive = self.source.archive
+        if archive is not None and archive.replays > 1 and self.stream.max_skew_seconds is not None:
+            raise ValueError(
+                f"stream.max_skew_seconds: found a bound with {archive.replays} replays; expected"
+                " none, or one replay: event time begins again with each"
+            )
+        return self
+
     @property
     def samples_per_range(self) -> int:
         """Samples that the planner aims to put into one range."""
