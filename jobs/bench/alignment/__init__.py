@@ -1,0 +1,1 @@
+"""`headrace bench alignment`: a backlog beside fresh topics, with and without alignment."""
