@@ -32,7 +32,9 @@ class Patience:
         start_seconds: A server that lived longer than this did not die at its start.
         first_delay: Seconds before the second restart (the first is at once); then it doubles.
         longest_delay: Seconds.
-        grace: Seconds from SIGTERM to SIGKILL, for whoever is left when the run ends.
+        grace: Seconds from SIGTERM to SIGKILL for the coordinator, which saves.
+        server_grace: The same for servers, which have nothing to save. One that is frozen does not
+            hear SIGTERM.
     """
 
     lives: int = 5
@@ -41,6 +43,7 @@ class Patience:
     first_delay: float = 0.5
     longest_delay: float = 10.0
     grace: float = 60.0
+    server_grace: float = 3.0
 
     def delay(self, failures: int) -> float:
         """Returns the seconds to wait after this many failures in a row."""
@@ -267,15 +270,15 @@ class LocalCluster:
     def _stop_all(self) -> None:
         """Stops the coordinator, which may save yet, and only then what it saves from."""
         if self._coordinator is not None:
-            self._stop([self._coordinator])
-        self._stop(self._servers)
+            self._stop([self._coordinator], grace=self._patience.grace)
+        self._stop(self._servers, grace=self._patience.server_grace)
         self._servers, self._coordinator = [], None
 
-    def _stop(self, processes: Sequence[_Process]) -> None:
+    def _stop(self, processes: Sequence[_Process], *, grace: float) -> None:
         alive = [process.handle for process in processes if process.handle.poll() is None]
         for handle in alive:
             handle.terminate()
-        deadline = time.monotonic() + self._patience.grace
+        deadline = time.monotonic() + grace
         while any(handle.poll() is None for handle in alive):
             if self._killing or time.monotonic() > deadline:
                 for handle in alive:

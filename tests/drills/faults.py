@@ -150,7 +150,7 @@ class Injector:
     def _kill_broker(self, fault: Fault) -> str:
         self._life = None
         self._broker.kill()
-        away = 0.5 + 3.0 * fault.share
+        away = 0.2 + 2.0 * fault.share
         self._wait(away)
         self._broker.start()
         return f"started again after {away:.1f} s"
