@@ -65,10 +65,10 @@ def container(workload: dict[str, Any]) -> dict[str, Any]:
 def arguments(workload: dict[str, Any], objects: Objects) -> dict[str, str]:
     """Returns the container's flags, with variables filled in as the kubelet does."""
     found = container(workload)
-    names = [source["configMapRef"]["name"] for source in found["envFrom"]]
+    names = [source["configMapRef"]["name"] for source in found.get("envFrom", [])]
     values = {k: v for name in names for k, v in named(objects, "ConfigMap", name)["data"].items()}
     flags = [re.sub(r"\$\((\w+)\)", lambda m: values[m[1]], text) for text in found["args"][1:]]
-    return dict(flag.split("=", 1) for flag in flags)
+    return {name: value for name, _, value in (flag.partition("=") for flag in flags)}
 
 
 def quantity(text: str) -> float:
@@ -79,9 +79,9 @@ def quantity(text: str) -> float:
 def problems(objects: Objects) -> Iterator[str]:
     """Yields what is wrong and still valid by the schema."""
     workloads = of_kind(objects, "StatefulSet", "Job")
-    for workload in workloads:
+    for workload in workloads + of_kind(objects, "Deployment"):
         name = workload["metadata"]["name"]
-        for check in CHECKS:
+        for check in CHECKS if workload in workloads else CHECKS_OF_ALL:
             yield from (f"{name}: {problem}" for problem in check(workload, objects))
     for service in of_kind(objects, "Service"):
         yield from service_problems(service, workloads)
@@ -188,17 +188,46 @@ def address_problems(workload: dict[str, Any], objects: Objects) -> Iterator[str
     spec = workload["spec"]
     count = spec.get("replicas", spec.get("completions"))
     service = spec.get("serviceName", pod(workload).get("subdomain"))
-    (port,) = container(workload)["ports"]
+    (port,) = [each for each in container(workload)["ports"] if each["name"] == "grpc"] or [{}]
     passed = {"ps": topology.ps, "worker": topology.workers, "coordinator": [topology.coordinator]}
     if len(passed[role]) != count:
         yield f"{len(passed[role])} addresses for {count} pods"
         return
     for number in range(count):
         name = f"{workload['metadata']['name']}-{number}"
-        expected = f"{name}.{service}:{port['containerPort']}"
+        expected = f"{name}.{service}:{port.get('containerPort')}"
         found = topology.address(role, index_from_hostname(name))
         if found != expected:
             yield f"pod {name} is passed as {found}; it will be {expected}"
+
+
+def probe_problems(workload: dict[str, Any], objects: Objects) -> Iterator[str]:
+    """Checks that the coordinator's probes ask where it listens."""
+    found = container(workload)
+    probes = {key: each["httpGet"] for key, each in found.items() if "httpGet" in each}
+    if not probes:
+        return
+    paths = {key: probe["path"] for key, probe in probes.items()}
+    if paths != {
+        "startupProbe": "/healthz",
+        "livenessProbe": "/healthz",
+        "readinessProbe": "/readyz",
+    }:
+        yield f"probes ask {paths}"
+    (config,) = [o for o in of_kind(objects, "ConfigMap") if "configs" in o["metadata"]["name"]]
+    watch = yaml.safe_load(config["data"]["stream.yaml"])["train"]["watch"]
+    ports = {port["name"]: port["containerPort"] for port in found["ports"]}
+    asked = {ports.get(probe["port"]) for probe in probes.values()}
+    scraped = int(workload["spec"]["template"]["metadata"]["annotations"]["prometheus.io/port"])
+    if asked | {scraped} != {watch["port"]} or watch["host"] != "0.0.0.0":
+        yield f"probes ask {asked}, Prometheus {scraped}; it listens at {watch}"
+
+
+def exporter_problems(workload: dict[str, Any], objects: Objects) -> Iterator[str]:
+    if workload["spec"]["replicas"] != 1 or workload["spec"]["strategy"] != {"type": "Recreate"}:
+        yield "several exporters would refuse to write beside each other"
+    if "--follow" not in arguments(workload, objects):
+        yield "it ends after one export"
 
 
 CHECKS = (
@@ -208,7 +237,9 @@ CHECKS = (
     thread_problems,
     resource_problems,
     address_problems,
+    probe_problems,
 )
+CHECKS_OF_ALL = (exporter_problems, reference_problems, thread_problems, resource_problems)
 
 
 def service_problems(service: dict[str, Any], workloads: Objects) -> Iterator[str]:
@@ -267,22 +298,26 @@ def test_the_config_map_holds_all_files_of_jobs_configs_as_they_are(base: Object
 
 
 def test_pods_run_commands_that_exist_with_flags_that_they_have(base: Objects) -> None:
-    workloads = of_kind(base, "StatefulSet", "Job")
-    (command,) = {container(workload)["args"][0] for workload in workloads}
-    assert command in {name for group in COMMANDS.values() for name in group}
-    shown = subprocess.run(
+    workloads = of_kind(base, "StatefulSet", "Job", "Deployment")
+    commands = {container(workload)["args"][0] for workload in workloads}
+    assert commands <= {name for group in COMMANDS.values() for name in group}
+    shown = {command: _help(command) for command in commands}
+    roles = re.search(r"--role \{([\w,]+)\}", shown["train"])
+    assert roles is not None
+    for workload in workloads:
+        command, flags = container(workload)["args"][0], arguments(workload, base)
+        assert set(flags) <= set(re.findall(r"--\w+", shown[command]))
+        assert flags.get("--role", "worker") in roles[1].split(",")
+
+
+def _help(command: str) -> str:
+    return subprocess.run(
         [sys.executable, "-m", "jobs.main", command, "--help"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
     ).stdout
-    roles = re.search(r"--role \{([\w,]+)\}", shown)
-    assert roles is not None
-    for workload in workloads:
-        flags = arguments(workload, base)
-        assert set(flags) <= set(re.findall(r"--\w+", shown))
-        assert flags["--role"] in roles[1].split(",")
 
 
 def test_the_image_is_built_as_its_linter_wants_it() -> None:
@@ -344,6 +379,10 @@ POD = "spec.template.spec"
                 }
             ],
         ),
+        ("Job", "headrace-coordinator", f"{POD}.containers.livenessProbe.httpGet.path", "/readyz"),
+        ("Job", "headrace-coordinator", f"{POD}.containers.readinessProbe.httpGet.port", "grpc"),
+        ("Deployment", "headrace-exporter", "spec.replicas", 2),
+        ("Deployment", "headrace-exporter", f"{POD}.volumes.configMap.name", "other"),
         ("Service", "headrace-ps", "spec.selector", {"app.kubernetes.io/name": "headrace"}),
         ("Service", "headrace-ps", "spec.publishNotReadyAddresses", False),
         ("Service", "headrace-ps", "spec.ports.targetPort", "http"),
