@@ -110,6 +110,26 @@ def publish(
     return counts
 
 
+@contextlib.contextmanager
+def live_sender(config: PublishConfig) -> Iterator[Callable[[int, pa.Table], None]]:
+    """Gives a function that sends samples to a partition as they happen; `directory` is not read.
+
+    At the end all have been acknowledged by all in-sync replicas.
+
+    Raises:
+        InputError: If the topic or the settings are not as expected.
+        BrokerUnavailableError: If no broker answers, or it stopped answering.
+    """
+    _prepare_topic(config)
+    with _sender(config) as send:
+
+        def send_samples(number: int, samples: pa.Table) -> None:
+            for value, headers, time_ms in _records(config, samples):
+                send(number, value, headers, time_ms)
+
+        yield send_samples
+
+
 def _records(
     config: PublishConfig, samples: pa.Table
 ) -> Iterator[tuple[bytes, Headers, int | None]]:
