@@ -26,6 +26,7 @@ COMMANDS: Final[dict[str, dict[str, str]]] = {
     },
     "Training": {
         "train": "a stream of samples to parameters: coordinator, parameter servers, workers",
+        "offsets": "where a run stands in its stream: show, export, reset",
         "evaluate": "a checkpoint against the samples of a later time: hit rate, NDCG",
     },
     "Serving": {
@@ -39,7 +40,7 @@ COMMANDS: Final[dict[str, dict[str, str]]] = {
 }
 
 # Those that import it whatever their arguments are.
-_USE_TENSORFLOW = ("evaluate", "export", "query", "demo")
+_USE_TENSORFLOW = ("offsets", "evaluate", "export", "query", "demo")
 _ROOMS = ("pipeline", "models", "streaming", "jobs")
 _INTERRUPTED = 130
 _KERAS = "tf_keras.src.optimizers"

@@ -36,7 +36,7 @@ from streaming.lives import Lives
 logger = logging.getLogger(__name__)
 
 _FOLDER = re.compile(r"checkpoint-(\d{8})$")
-_MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"
 _PARAMETERS = ("table", "weight")
 _LIVES_BITS = 40
 _DAMAGED = "damaged"
@@ -152,7 +152,7 @@ class CheckpointStore:
         Returns:
             The checkpoint's folder.
         """
-        numbers = [number for number, _ in _folders(self._directory)]
+        numbers = [number for number, _ in checkpoint_folders(self._directory)]
         name = f"checkpoint-{max(numbers, default=0) + 1:08d}"
         aside = self._lives.workplace / f".{name}"
         shutil.rmtree(aside, ignore_errors=True)
@@ -169,7 +169,7 @@ class CheckpointStore:
             checkpoint.write(str(aside / "state"))
             files = {path.name: path.stat().st_size for path in sorted(aside.iterdir())}
             durable.sync_tree(aside)
-            durable.write(aside / _MANIFEST, json.dumps(manifest | {"files": files}, indent=1))
+            durable.write(aside / MANIFEST, json.dumps(manifest | {"files": files}, indent=1))
             aside.rename(final)
         durable.sync(self._directory)
         self._prune()
@@ -193,7 +193,7 @@ class CheckpointStore:
 
     def _prune(self) -> None:
         """Removes all but the newest; none is ever seen half removed."""
-        for _, old in _folders(self._directory)[: -self._keep]:
+        for _, old in checkpoint_folders(self._directory)[: -self._keep]:
             gone = self._lives.workplace / f".{old.name}"
             try:
                 old.rename(gone)
@@ -204,7 +204,7 @@ class CheckpointStore:
 
     def _put_aside(self, restored: Path) -> None:
         """Takes what is damaged out of the count of checkpoints that are kept; keeps the newest."""
-        damaged = [folder for _, folder in _folders(self._directory) if folder > restored]
+        damaged = [folder for _, folder in checkpoint_folders(self._directory) if folder > restored]
         if not damaged:
             return
         place = self._directory / _DAMAGED
@@ -235,13 +235,13 @@ class CheckpointStore:
                 self._put_aside(folder)
             return Ledger.from_json(json.dumps(manifest["ledger"]))
 
-        return _read_newest(self._directory, read)
+        return read_newest(self._directory, read)
 
     def _check_fingerprints(self, folder: Path, found: Mapping[str, str]) -> None:
         for name, expected in self._fingerprints.items():
             if found.get(name) != expected:
                 raise InputError(
-                    f"{folder / _MANIFEST}: {name}: found {found.get(name)},"
+                    f"{folder / MANIFEST}: {name}: found {found.get(name)},"
                     f" expected {expected}: the configuration changed since; go back to it, or"
                     " train in a new train.directory"
                 )
@@ -259,7 +259,7 @@ def load_checkpoint(directory: str | Path, *, parameters_only: bool = False) -> 
     """
     groups = _PARAMETERS if parameters_only else (*_PARAMETERS, "frequency")
     read = functools.partial(_load, groups=groups)
-    loaded = _read_newest(Path(directory), read)
+    loaded = read_newest(Path(directory), read)
     if loaded is None:
         raise InputError(f"{directory}: found no checkpoint; expected one: run 'headrace train'")
     return loaded
@@ -275,7 +275,7 @@ def load_ledger(directory: str | Path) -> Ledger:
     def read(_: Path, manifest: Mapping[str, Any]) -> Ledger:
         return Ledger.from_json(json.dumps(manifest["ledger"]))
 
-    ledger = _read_newest(Path(directory), read)
+    ledger = read_newest(Path(directory), read)
     if ledger is None:
         raise InputError(f"{directory}: found no checkpoint; expected one: run 'headrace train'")
     return ledger
@@ -283,7 +283,7 @@ def load_ledger(directory: str | Path) -> Ledger:
 
 def newest_checkpoint(directory: Path) -> str | None:
     """Returns the name of the newest checkpoint, whole or not; None if there is none."""
-    folders = _folders(directory)
+    folders = checkpoint_folders(directory)
     return folders[-1][1].name if folders else None
 
 
@@ -318,16 +318,17 @@ def _saved_name(key: str) -> str:
     return key.removesuffix("/.ATTRIBUTES/VARIABLE_VALUE").replace(".S", "/")
 
 
-def _folders(directory: Path) -> list[tuple[int, Path]]:
+def checkpoint_folders(directory: Path) -> list[tuple[int, Path]]:
+    """Returns number and folder of each checkpoint, whole or not, the oldest first."""
     if not directory.is_dir():
         return []
     matches = [(_FOLDER.match(path.name), path) for path in directory.iterdir()]
     return sorted((int(match.group(1)), path) for match, path in matches if match)
 
 
-def _read_newest(directory: Path, read: Callable[[Path, Mapping[str, Any]], _T]) -> _T | None:
+def read_newest(directory: Path, read: Callable[[Path, Mapping[str, Any]], _T]) -> _T | None:
     """Reads the newest checkpoint that is whole; None if there are none at all."""
-    folders = _folders(directory)
+    folders = checkpoint_folders(directory)
     for _, folder in reversed(folders):
         try:
             manifest = _whole_manifest(folder)
@@ -352,7 +353,7 @@ def _is_no_space(error: OSError | tf.errors.OpError) -> bool:
 
 def _whole_manifest(folder: Path) -> dict[str, Any]:
     try:
-        manifest: dict[str, Any] = json.loads((folder / _MANIFEST).read_text())
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
         sizes = {name: (folder / name).stat().st_size for name in manifest["files"]}
     except (OSError, ValueError, KeyError) as error:
         raise _DamagedError(str(error)) from error
