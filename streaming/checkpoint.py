@@ -165,6 +165,7 @@ class CheckpointStore:
         }
         final = self._directory / name
         with self._failing_cleanly(aside):
+            self._check_space()
             aside.mkdir()
             checkpoint.write(str(aside / "state"))
             files = {path.name: path.stat().st_size for path in sorted(aside.iterdir())}
@@ -185,11 +186,21 @@ class CheckpointStore:
             self.check_owner()
             if not _is_no_space(error):
                 raise
-            free = shutil.disk_usage(self._directory).free
-            raise NoSpaceError(
-                f"{self._directory}: no space left for a checkpoint ({free >> 20} MiB free);"
-                " expected room for one more than train.checkpoint.keep: make room"
-            ) from error
+            raise self._no_space() from error
+
+    def _check_space(self) -> None:
+        """Refuses a save that would fill the disk: a server's failed write ends this life."""
+        folders = checkpoint_folders(self._directory)
+        newest = [path.stat().st_size for _, folder in folders[-1:] for path in folder.iterdir()]
+        if shutil.disk_usage(self._directory).free < sum(newest):
+            raise self._no_space()
+
+    def _no_space(self) -> NoSpaceError:
+        free = shutil.disk_usage(self._directory).free
+        return NoSpaceError(
+            f"{self._directory}: no space left for a checkpoint ({free >> 20} MiB free); expected"
+            " room for one more than train.checkpoint.keep: make room"
+        )
 
     def _prune(self) -> None:
         """Removes all but the newest; none is ever seen half removed."""
