@@ -18,6 +18,7 @@ from tests.kafka.broker import Broker
 from tests.streaming.counting_run import CUT, HELD
 
 _MOMENT_SECONDS = 20.0
+_NO_SPACE = "no space left for a checkpoint"
 _AFTER_SECONDS = 0.2  # what was under way may still arrive; a step after that is a new one
 
 
@@ -191,22 +192,25 @@ class Injector:
         return f"{newest.name}/{file.name} cut to {size} bytes"
 
     def _fill_disk(self, fault: Fault) -> str:
-        """Leaves room for a part of a checkpoint only, until a save has failed on it."""
+        """Leaves room for a part of a checkpoint only, until a save has failed on it.
+
+        Half of the times before the save begins, which sees it; half of the times while it writes.
+        """
         training = self._training
         newest = training.wait_for(training.newest, "a checkpoint")
         size = sum(path.stat().st_size for path in newest.iterdir())
-        left = int(fault.share * 0.9 * size)
-        failures = training.log().count("No space left") + training.log().count("no space left")
+        left, within = int(fault.share * 0.9 * size), fault.number % 2 == 0
+        failures = training.log().count(_NO_SPACE)
         self._life = None
+        caught = within and self._caught_in_save()
+        self._struck = time.monotonic()
         with self._full(left):
             training.wait_for(
-                lambda: (
-                    training.log().count("No space left") + training.log().count("no space left")
-                    > failures
-                ),
+                lambda: training.log().count(_NO_SPACE) > failures,
                 "a save that fails for want of space",
             )
-        return f"{left} of {size} bytes left"
+        when = "while it was written" if caught else "before it"
+        return f"{left} of {size} bytes left, {when}"
 
     @contextlib.contextmanager
     def _full(self, left: int) -> Iterator[None]:

@@ -22,7 +22,7 @@ _STARTED = re.compile(r"started (\w+) (\d+) \(process (\d+)\)")
 _PATIENCE_SECONDS = 180.0
 
 # Every timeout is short: a pause outlasts them all.
-STALL_SECONDS = 8.0  # longer than a killed worker takes to come back
+STALL_SECONDS = 10.0  # longer than a killed worker takes to come back
 PAUSE_SECONDS = 2 * STALL_SECONDS + 3.0  # longer than the watchdog's two stalls
 BATCH_SIZE = 20
 BATCHES_PER_RANGE = 5

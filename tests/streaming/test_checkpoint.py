@@ -270,6 +270,17 @@ def test_a_full_disk_costs_the_save_and_leaves_nothing_of_it(tmp_path, error):
     assert not list(tmp_path.rglob("state.data"))
 
 
+def test_a_save_that_would_not_fit_is_not_begun(tmp_path, monkeypatch):
+    size = sum(path.stat().st_size for path in save(tmp_path, 1).iterdir())
+    free = shutil.disk_usage(tmp_path)._replace(free=size - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    with pytest.raises(NoSpaceError):
+        open_store(tmp_path).save(None, ledger_at(2), step=2)  # None cannot be written
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free._replace(free=size))
+    save(tmp_path, 2)
+    assert visible(tmp_path) == ["checkpoint-00000001", "checkpoint-00000002"]
+
+
 def test_damaged_checkpoints_do_not_count_among_those_that_are_kept(tmp_path):
     for number in (1, 2):
         save(tmp_path, number, keep=2)
