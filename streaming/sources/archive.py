@@ -34,12 +34,14 @@ class _File:
         path: Where it is.
         entry: What the manifest says of it.
         row_ends: For each row group, the number of the file's rows up to its end.
+        newest_ms: The newest event time of each row group, None where its footer does not say.
         metadata: Its footer.
     """
 
     path: Path
     entry: OutputFile
     row_ends: tuple[int, ...]
+    newest_ms: tuple[int | None, ...]
     metadata: pq.FileMetaData
 
     @property
@@ -184,15 +186,14 @@ class ArchiveSource:
     def _first_at(self, log: _Log, time_ms: int) -> Place | None:
         before = 0
         for file in log.files:
-            # A file's rows are in the order of time, so its row groups are, too.
-            for group, rows in enumerate(_group_rows(file)):
-                newest = _newest_ms(file, group)
+            for group, newest in enumerate(file.newest_ms):
                 if newest is None or newest >= time_ms:
                     times = self._groups.get(file, group).column(TIMESTAMP_MS).to_numpy()
                     late = np.flatnonzero(times >= time_ms)
                     if late.size:
-                        return Place(before + int(late[0]), int(times[late[0]]))
-                before += rows
+                        first = file.row_ends[group - 1] if group else 0
+                        return Place(before + first + int(late[0]), int(times[late[0]]))
+            before += file.rows
         return None
 
     def _pieces(self, log: _Log, start: int, end: int) -> Iterator[pa.Table]:
@@ -297,18 +298,22 @@ def _open_file(path: Path, entry: OutputFile, schema: pa.Schema) -> _File:
     check_columns(found, schema, where=str(path))
     if metadata.num_rows != entry.rows:
         raise _unreadable(path, f"{metadata.num_rows} rows, not {entry.rows} as in its manifest")
-    rows = (metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
-    return _File(path, entry, row_ends=tuple(itertools.accumulate(rows)), metadata=metadata)
+    groups = range(metadata.num_row_groups)
+    return _File(
+        path,
+        entry,
+        row_ends=tuple(itertools.accumulate(metadata.row_group(g).num_rows for g in groups)),
+        newest_ms=tuple(_newest_ms(metadata, group) for group in groups),
+        metadata=metadata,
+    )
 
 
-def _group_rows(file: _File) -> list[int]:
-    return [file.metadata.row_group(number).num_rows for number in range(len(file.row_ends))]
-
-
-def _newest_ms(file: _File, group: int) -> int | None:
+def _newest_ms(metadata: pq.FileMetaData, group: int) -> int | None:
     """Returns the newest event time in a row group, or None if its footer does not say."""
-    column = file.metadata.schema.names.index(TIMESTAMP_MS)
-    statistics = file.metadata.row_group(group).column(column).statistics
+    if TIMESTAMP_MS not in metadata.schema.names:
+        return None
+    column = metadata.schema.names.index(TIMESTAMP_MS)
+    statistics = metadata.row_group(group).column(column).statistics
     return statistics.max if statistics is not None and statistics.has_min_max else None
 
 

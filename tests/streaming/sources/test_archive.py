@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.schema import InputError, SchemaMismatchError
-from streaming.source import Partition, Range
+from streaming.source import Partition, Place, Range
 from streaming.sources.archive import ArchiveSource
 from tests.sample_folder import write_samples
 
@@ -327,3 +327,25 @@ def test_offsets_that_are_not_there_are_refused(
     source = ArchiveSource(directory, SCHEMA)
     with pytest.raises(InputError, match=rf"part {number}: found offsets .* {start} to {end}"):
         source.read(Range(Partition("archive", number), start, end))
+
+
+def test_offsets_at_a_time_are_the_first_rows_that_reach_it(tmp_path: Path) -> None:
+    schema = pa.schema([("timestamp_ms", pa.int64())])
+
+    def rows(*times: int) -> pa.Table:
+        return pa.table({"timestamp_ms": pa.array(times, pa.int64())}, schema=schema)
+
+    days = {
+        ("1970-01-01", 0): rows(10, 20, 20, 30, 40, 50, 60),  # two row groups: four rows, three
+        ("1970-01-02", 0): rows(70, 90),
+        ("1970-01-01", 3): rows(15),
+    }
+    write_samples(tmp_path / "timed", days)
+    source = ArchiveSource(tmp_path / "timed", schema)
+
+    assert source.offsets_at(0) == {PART_0: Place(0, 10), PART_3: Place(0, 15)}
+    assert source.offsets_at(15) == {PART_0: Place(1, 20), PART_3: Place(0, 15)}
+    assert source.offsets_at(20) == {PART_0: Place(1, 20)}
+    assert source.offsets_at(41) == {PART_0: Place(5, 50)}
+    assert source.offsets_at(71) == {PART_0: Place(8, 90)}
+    assert source.offsets_at(91) == {}
