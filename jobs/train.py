@@ -186,6 +186,8 @@ class TrainingProcess:
         self._model_config = cast(TwoTowerConfig, settings["model"])
         self._config = cast(TrainConfig, settings["train"])
         self._model = self._make_model()
+        if self._model.corpus is not None:
+            self._corpus_directory()
 
     def _make_model(self) -> Model:
         from models.two_tower import TwoTower
@@ -198,13 +200,30 @@ class TrainingProcess:
     def register_reader(self) -> None:
         """Makes samples readable from graphs in this process, a worker."""
         from streaming.worker.reader import RangeReader, run_name
+        from streaming.worker.step import range_inputs
 
+        if self._model.corpus is not None:
+            from jobs.corpus import read_corpus
+
+            read_corpus(self._corpus_directory(), self._model.corpus).register()
         RangeReader(
             self._source(),
-            self._model.inputs,
+            range_inputs(self._model, self._config.frequency),
             dead_letters=open_dead_letters(self._config),
             stream=self._config.stream,
         ).register(run_name(self._config, self._fingerprints()), name=self.name)
+
+    def _corpus_directory(self) -> str:
+        """Returns the samples whose items are the corpus of negatives."""
+        corpus, archive = self._model_config.negatives.corpus, self._config.source.archive
+        if corpus is not None and corpus.directory is not None:
+            return corpus.directory
+        if archive is None:
+            raise InputError(
+                "model.negatives.corpus.directory: found none; expected the output of `headrace"
+                " samples`, as the source is a stream"
+            )
+        return archive.directory
 
     def coordinate(self, topology: Topology) -> int:
         """Runs the coordinator, and ends this process with its exit code."""
@@ -247,7 +266,9 @@ class TrainingProcess:
 
     def _fingerprints(self) -> dict[str, str]:
         frequency = self._config.frequency.model_dump_json()
-        model = self._model_config.model_dump_json() + frequency
+        # Where the corpus lies may change between two lives.
+        moved = {"negatives": {"corpus": {"directory"}}}
+        model = self._model_config.model_dump_json(exclude=moved) + frequency
         return {
             "specification": self._specification.fingerprint,
             "model": hashlib.sha256(model.encode()).hexdigest()[:16],

@@ -13,7 +13,7 @@ import tensorflow as tf
 from pipeline.schema import InputError
 from streaming.source import Range
 from streaming.worker.reader import Status
-from streaming.worker.step import COUNTS
+from streaming.worker.step import COUNTS, SUMS
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class RangeRunner:
     def run(
         self, slot: int, wanted: Range, likely: Range | None, *, failed: Callable[[], bool]
     ) -> tuple[dict[str, float], str]:
-        """Runs a range until it is applied; returns COUNTS with `loss_sum`, and the worker's name.
+        """Runs a range until it is applied; returns COUNTS and SUMS by name, and the worker.
 
         Args:
             slot: The caller's own slot.
@@ -74,7 +74,7 @@ class RangeRunner:
         while True:
             scheduled = self._schedule(arguments)
             try:
-                counts, loss_sum, detail = scheduled.fetch()
+                counts, sums, detail = scheduled.fetch()
             except tf.errors.OpError as error:
                 if failed() or not _is_passing(error):
                     raise
@@ -83,7 +83,8 @@ class RangeRunner:
                 continue
             report = dict(zip(COUNTS, (int(n) for n in counts), strict=True))
             if report["status"] == Status.OK:
-                return report | {"loss_sum": float(loss_sum)}, bytes(detail).decode()
+                named = dict(zip(SUMS, (float(value) for value in sums), strict=True))
+                return report | named, bytes(detail).decode()
             _explain(wanted, Status(report["status"]), bytes(detail).decode())
 
     def _schedule(self, arguments: tuple[tf.Tensor, ...]) -> Any:

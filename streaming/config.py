@@ -45,6 +45,8 @@ class FrequencyConfig(_Section):
     """Weight of a new gap in the moving average."""
     initial_gap: Annotated[float, Field(ge=1)] = 100.0
     """Mean gap, in batches, of an id that was never seen."""
+    per_scenario: bool = False
+    """Whether an item's probability is estimated in each scenario for itself."""
 
 
 class MergeConfig(_Section):

@@ -20,6 +20,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -249,16 +250,16 @@ def step_cost(*, batch_size: int = 1024, rounds: int = 30) -> dict[str, float]:
     seconds: dict[str, list[float]] = {"estimate": [], "learn": []}
     for number in range(rounds):
         chunk = chunks[number % len(chunks)]
-        seconds["estimate"].append(_processor_seconds(lambda c=chunk: estimate(c["item_id"])))
-        seconds["learn"].append(_processor_seconds(lambda c=chunk: learn(c)))
+        seconds["estimate"].append(_processor_seconds(estimate, chunk["item_id"]))
+        seconds["learn"].append(_processor_seconds(learn, chunk))
     warm = rounds // 3
     medians = {name: float(np.median(values[warm:])) for name, values in seconds.items()}
     return {f"estimator_percent_of_step@{batch_size}": 100 * medians["estimate"] / medians["learn"]}
 
 
-def _processor_seconds(call: Callable[[], object]) -> float:
+def _processor_seconds(call: Callable[[Any], object], argument: Any) -> float:
     started = time.process_time()
-    call()
+    call(argument)
     return time.process_time() - started
 
 

@@ -22,8 +22,7 @@ from pipeline.schema import HISTORY_ITEM_ID, ITEM_ID, SCENARIO, TIMESTAMP_MS, US
 from pipeline.specification import Specification
 from streaming.checkpoint import load_checkpoint
 from streaming.config import TrainConfig
-from streaming.servers.frequency import probability
-from streaming.worker.step import bucket_numbers
+from streaming.servers.frequency import bucket_numbers, probability
 
 _SMALL_POINT = 0.25  # of the median point's samples
 

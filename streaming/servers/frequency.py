@@ -12,6 +12,11 @@ What the paper leaves open is decided so:
 - Estimates are clipped to (0, 1].
 - Batches use the estimates from before their range; the update follows.
 
+Per scenario (`frequency.per_scenario`), an estimate is the probability that a mini-batch, of
+whatever scenarios, holds the item in this scenario. Where each mini-batch is of one scenario it is
+lower than among that scenario's mini-batches by their share: a factor that is the same for all its
+items, and so drops out of form `all` of the correction, but not out of the others.
+
 Workers learn a range of batches on local copies, so a worker cannot know the gaps between its
 range and those that others push meanwhile. It does not need to: the update is linear in B, so a
 worker sends a *summary* of the range (`summarise`) and the server, at the moment of the push and
@@ -25,6 +30,9 @@ import math
 from typing import NamedTuple
 
 import tensorflow as tf
+
+from models.features import hash_ids, identities
+from streaming.config import FrequencyConfig
 
 NEVER = -1
 
@@ -46,6 +54,27 @@ class Summary(NamedTuple):
     last: tf.Tensor
     count: tf.Tensor
     gaps: tf.Tensor
+
+
+def bucket_numbers(
+    ids: tf.Tensor, config: FrequencyConfig, *, scenario: tf.Tensor | None = None
+) -> tf.Tensor:
+    """Returns [num_hashes, num_ids] buckets of raw ids in the estimator's flat arrays.
+
+    Args:
+        ids: [num_ids] int64 or string.
+        config: The estimator's size.
+        scenario: [num_ids] string; an item then counts in each scenario for itself.
+    """
+    if scenario is not None:
+        pairs = tf.stack([identities(ids), identities(scenario)], axis=1)
+        ids = tf.bitcast(tf.fingerprint(pairs), tf.int64)
+    # Seeds from 1: seed 0 hashes ids into embedding tables (`models.features.TABLE_SEED`).
+    rows = [
+        hash_ids(ids, seed=number + 1, buckets=config.buckets) + number * config.buckets
+        for number in range(config.hashes)
+    ]
+    return tf.stack(rows)
 
 
 def summarise(

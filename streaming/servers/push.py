@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from models.contract import Candidates
 from streaming.servers import frequency as freq
 from streaming.servers import merge
 from streaming.servers.merge import Change, Parameter
@@ -50,6 +51,7 @@ class ServerChanges:
         self._weights: dict[str, Change] = {}
         self._pushes: tf.Tensor | None = None
         self._frequencies: freq.Summary | None = None
+        self._enqueued: tuple[Candidates, tf.Tensor] | None = None
 
     def _arrived(self, tensor: tf.Tensor) -> tf.Tensor:
         with tf.device(self._device):
@@ -90,10 +92,14 @@ class ServerChanges:
                 buckets, tf.cast(first, tf.int64), tf.cast(last, tf.int64), count, gaps
             )
 
+    def enqueue(self, rows: Candidates, num_samples: tf.Tensor) -> None:
+        arrived = Candidates(*[self._arrived(values) for values in rows])
+        self._enqueued = (arrived, self._arrived(num_samples))
+
     def commit(self, mark: tuple[tf.Tensor, tf.Tensor], num_batches: tf.Tensor) -> PushOutcome:
         numbers = self._arrived(tf.stack([*mark, num_batches]))
         begun, applied = self._state.begun[self._server], self._state.applied[self._server]
-        arrived = [self._rows, self._weights, self._pushes, self._frequencies]
+        arrived = [self._rows, self._weights, self._pushes, self._frequencies, self._enqueued]
         tensors = [part for part in tf.nest.flatten(arrived) if isinstance(part, tf.Tensor)]
         with tf.device(self._device), tf.control_dependencies([numbers, *tensors]):
             slot, sequence, num_batches = tf.unstack(numbers, num=3)
@@ -130,6 +136,9 @@ class ServerChanges:
         clock = self._state.clocks[self._server]
         if self._frequencies is not None:
             done += self._apply_frequencies(self._frequencies, clock, fresh)
+        if self._enqueued is not None and self._state.bank is not None:
+            rows, num_samples = self._enqueued
+            done += self._state.bank.append(rows, num_samples=num_samples, fresh=fresh)
         with tf.control_dependencies(done):
             ticks = tf.where(fresh, num_batches, tf.zeros_like(num_batches))
             return [*done, tf.raw_ops.AssignAddVariableOp(resource=clock.handle, value=ticks)]

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from models.contract import Candidates
 from streaming.servers import frequency as freq
 from streaming.servers import merge
 from streaming.servers.merge import Parameter
@@ -34,12 +35,14 @@ class Pulled(NamedTuple):
         parameters: Rows of the tables, and dense weights, by name.
         touches: Per table, int32 pushes that had touched each row; empty unless they count.
         pushes: Per server, int32 pushes that it had applied; empty unless they count.
+        bank: The bank's rows, its cursor, and the number of mini-batches applied; None without.
     """
 
     routes: dict[str, Route]
     parameters: dict[str, Parameter]
     touches: dict[str, tf.Tensor]
     pushes: list[tf.Tensor]
+    bank: tuple[Candidates, tf.Tensor, tf.Tensor] | None
 
 
 class ServerState(Variables):
@@ -71,7 +74,8 @@ class ServerState(Variables):
             name: self.pull_rows(count, routes[name]) for name, count in self.touches.items()
         }
         pushes = [count.read_value() for count in self.pushes] if self.touches else []
-        return Pulled(routes, parameters, touches, pushes)
+        bank = None if self.bank is None else (*self.bank.pull(), self.step.read_value())
+        return Pulled(routes, parameters, touches, pushes, bank)
 
     def pull_rows(self, array: Shards, route: Route) -> tf.Tensor:
         """Returns the routed rows of an array, in the order of the request."""
@@ -114,6 +118,7 @@ class ServerState(Variables):
         pulled: Pulled,
         learned: Mapping[str, Parameter],
         sightings: tuple[Route, freq.Summary] | None,
+        enqueued: tuple[Candidates, tf.Tensor] | None = None,
         num_batches: tf.Tensor,
     ) -> PushOutcome:
         """Merges what a range learned into the state: once per server, however often it is tried.
@@ -123,6 +128,8 @@ class ServerState(Variables):
             pulled: As the range began.
             learned: What became of the parameters in it, by name.
             sightings: The range's frequency summary and where its buckets live.
+            enqueued: What comes into the bank, as `Bank.append` takes it, and the range's number of
+                samples; None without a bank.
             num_batches: int64 scalar, mini-batches in the range.
         """
         sent = {
@@ -138,6 +145,8 @@ class ServerState(Variables):
             changes.add_weights({name: sent[name] for name in names}, pulled.pushes)
             if sightings is not None:
                 changes.compose_frequencies(*sightings)
+            if enqueued is not None and server == self.bank_server:
+                changes.enqueue(*enqueued)
             outcomes.append(changes.commit(mark, num_batches))
         applied = tf.add_n([tf.cast(outcome.applied, tf.int64) for outcome in outcomes])
         torn = tf.add_n([tf.cast(outcome.torn, tf.int64) for outcome in outcomes])

@@ -17,6 +17,7 @@ from models.contract import Model, Table, Weight
 from pipeline.schema import InputError
 from streaming.config import FrequencyConfig, MergeConfig
 from streaming.servers import frequency as freq
+from streaming.servers.bank import Bank
 from streaming.servers.merge import counts_touches
 
 
@@ -79,6 +80,7 @@ class Variables:
         server_of: Which server holds each dense weight.
         table_sums, weight_sums: Adagrad's sums, by the name of their table or weight.
         last_seen, mean_gap: The estimator's A and B, flat over the hashes; None without it.
+        bank: Candidates of former mini-batches, on the server `bank_server`; None without.
         step: Mini-batches applied, on the first server.
         rule: How pushes are merged.
         touches: Per table, how many pushes have touched each row; empty unless the rule asks. Only
@@ -117,6 +119,10 @@ class Variables:
         self.mean_gap: Shards | None = None
         if model.candidate_input is not None:
             self._create_estimator()
+        self.bank_server = len(self.devices) - 1
+        self.bank: Bank | None = None
+        if model.bank is not None:
+            self.bank = Bank(model.bank, self.devices[self.bank_server])
         self._create_marks(num_slots, floor)
 
     def _create_table(self, table: Table, seed: int) -> None:
@@ -179,6 +185,7 @@ class Variables:
         named: dict[str, tf.Variable] = {"step": self.step}
         named |= {f"weight/{name}": weight for name, weight in self.weights.items()}
         named |= {f"accumulator/{name}": total for name, total in self.weight_sums.items()}
+        named |= {} if self.bank is None else self.bank.trackables()
         shards = {f"table/{name}": table for name, table in self.tables.items()}
         shards |= {f"accumulator/{name}": total for name, total in self.table_sums.items()}
         if self.last_seen is not None and self.mean_gap is not None:

@@ -49,6 +49,11 @@ class LocalBank(NamedTuple):
     step: tf.Tensor
 
     @property
+    def handles(self) -> tuple[tf.Tensor, ...]:
+        """The four handles."""
+        return self[:4]
+
+    @property
     def arrays(self) -> list[tuple[tf.Tensor, tf.DType]]:
         """The handles, in the order of `Candidates`, and what they hold."""
         return [

@@ -7,227 +7,75 @@ that the range touches, which is Downpour SGD's form of asynchrony (Dean et al. 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import tensorflow as tf
 
-from models.contract import (
-    CorpusSample,
-    FeatureValue,
-    Input,
-    Model,
-    Optimizer,
-    Outcome,
-    Sampling,
-)
-from models.features import hash_ids
+from models.contract import Candidates, CorpusSample, FeatureValue, Input, Model
+from models.features import identities
+from pipeline.schema import SCENARIO, InputError
 from streaming.config import FrequencyConfig
 from streaming.servers import frequency as freq
 from streaming.servers.merge import Parameter
 from streaming.servers.push import PushOutcome
-from streaming.servers.state import ServerState
-from streaming.servers.variables import Route
+from streaming.servers.state import Pulled, ServerState
+from streaming.servers.variables import Route, Shards
 from streaming.worker import negatives, reader
-from streaming.worker.negatives import Drift, RangeNegatives
+from streaming.worker.corpus import draw_corpus
+from streaming.worker.mini_batches import Handles, Learned, MiniBatches, compact_all
+from streaming.worker.negatives import LocalBank, RangeNegatives
 
-_EPSILON = 1e-7
 _ANONYMOUS = "cd2c89b7-88b7-44c8-ad83-06c2a9158347"  # ResourceHandle::ANONYMOUS_NAME
 
 
-class Handles(NamedTuple):
-    """Resource handles of a parameter and of its Adagrad accumulator (or None)."""
-
-    value: tf.Tensor
-    accumulator: tf.Tensor | None
-
-
 class Report(NamedTuple):
-    """What a range did, as the coordinator receives it. COUNTS names the fields of `counts`."""
+    """What a range did, as the coordinator receives it.
+
+    Attributes:
+        counts: [len(COUNTS)] int64.
+        sums: [len(SUMS)] float32.
+        detail: string scalar, what went wrong, or the worker's name.
+    """
 
     counts: tf.Tensor
-    loss_sum: tf.Tensor
+    sums: tf.Tensor
     detail: tf.Tensor
 
 
 COUNTS = (*reader.COUNTS, "batches", "applied", "torn")
+SUMS = (
+    "loss_sum",
+    *(f"drift_{age}_sum" for age in negatives.DRIFT_STEPS),
+    *(f"drift_{age}_count" for age in negatives.DRIFT_STEPS),
+)
+"""Sums over the range's mini-batches; those with a count are means over it, not over batches."""
 
 
-class Learned(NamedTuple):
-    """What the mini-batches of a range came to: the sum of their losses, and feature drift."""
+class _Seen(NamedTuple):
+    """A range's samples, and what the estimator has to say of them.
 
-    loss_sum: tf.Tensor
-    drift: Drift
-
-
-class MiniBatches:
-    """Takes a model's mini-batch steps on whatever holds its rows: local copies or whole tables."""
-
-    def __init__(self, model: Model, *, batch_size: int) -> None:
-        self.model = model
-        self.batch_size = batch_size
-        self._optimizers: dict[str, Optimizer] = {t.name: t.optimizer for t in model.tables}
-        self._optimizers |= {weight.name: weight.optimizer for weight in model.weights}
-        self._dims = {table.name: table.dim for table in model.tables}
-
-    def learn(
-        self,
-        features: Mapping[str, FeatureValue],
-        handles: Mapping[str, Handles],
-        *,
-        probability: tf.Tensor | None,
-        num_samples: tf.Tensor,
-        extra: RangeNegatives | None = None,
-    ) -> Learned:
-        """Steps through samples in order, updating what the handles hold.
-
-        Args:
-            features: Encoded inputs of all samples; ids are row numbers of their table's handle.
-            handles: Tables and weights, by name.
-            probability: [num_samples] sampling probability of each sample's candidate, or None.
-            num_samples: int64 scalar.
-            extra: Draws from the corpus and the bank, where the model asks for them.
-        """
-        around, model = extra or RangeNegatives(), self.model
-
-        def step(begin: tf.Tensor, learned: Learned) -> tuple[tf.Tensor, Learned]:
-            end = tf.minimum(begin + self.batch_size, num_samples)
-            batch = {name: value[begin:end] for name, value in features.items()}
-            sampling = negatives.batch_sampling(
-                around,
-                begin=begin,
-                end=end,
-                batch_size=self.batch_size,
-                probability=probability,
-                asked=(model.corpus, model.bank),
-            )
-            outcome = self._step(batch, handles, sampling)
-            moved = self._remember(around, outcome, begin)
-            return end, tf.nest.map_structure(tf.add, learned, Learned(outcome.loss, moved))
-
-        _, learned = tf.while_loop(
-            lambda begin, _: begin < num_samples,
-            step,
-            [tf.constant(0, tf.int64), Learned(tf.constant(0.0), negatives.no_drift())],
-            parallel_iterations=1,
-        )
-        return learned
-
-    def _remember(self, around: RangeNegatives, outcome: Outcome, begin: tf.Tensor) -> Drift:
-        """Enqueues what the model made, after the step; returns how far it has moved."""
-        bank, shape, rows = around.bank, self.model.bank, outcome.enqueue
-        if bank is None or shape is None or rows is None:
-            return negatives.no_drift()
-        moved = negatives.drift(bank, rows, shape=shape, begin=begin, batch_size=self.batch_size)
-        with tf.control_dependencies([moved.distance]):
-            negatives.enqueue(bank, rows, size=shape.size, begin=begin)
-        return moved
-
-    def _step(
-        self,
-        batch: Mapping[str, FeatureValue],
-        handles: Mapping[str, Handles],
-        sampling: Sampling,
-    ) -> Outcome:
-        compact, corpus, used = compact_all(batch, sampling.corpus, self.model)
-        tables = {}
-        for name, rows in used.items():
-            held = tf.raw_ops.ResourceGather(
-                resource=handles[name].value, indices=rows, dtype=tf.float32
-            )
-            tables[name] = tf.ensure_shape(held, [None, self._dims[name]])
-        weights = {}
-        for weight in self.model.weights:
-            held = tf.raw_ops.ReadVariableOp(resource=handles[weight.name].value, dtype=tf.float32)
-            weights[weight.name] = tf.ensure_shape(held, weight.shape)
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch([tables, weights])
-            outcome = self.model.loss(
-                compact,
-                tables=tables,
-                weights=weights,
-                sampling=sampling._replace(corpus=corpus),
-            )
-            loss = outcome.loss
-        gradients = tape.gradient(
-            loss, [tables, weights], unconnected_gradients=tf.UnconnectedGradients.ZERO
-        )
-        self._update(handles, gradients[0], used)
-        self._update(handles, gradients[1], {})
-        return outcome
-
-    def _update(
-        self,
-        handles: Mapping[str, Handles],
-        gradients: Mapping[str, tf.Tensor],
-        used: Mapping[str, tf.Tensor],
-    ) -> None:
-        for name, gradient in gradients.items():
-            dense = tf.convert_to_tensor(gradient)
-            _apply_gradient(handles[name], dense, used.get(name), self._optimizers[name])
-
-
-def _apply_gradient(
-    handles: Handles, gradient: tf.Tensor, rows: tf.Tensor | None, optimizer: Optimizer
-) -> None:
-    rate = tf.constant(optimizer.learning_rate)
-    if handles.accumulator is None:
-        if rows is None:
-            tf.raw_ops.AssignSubVariableOp(resource=handles.value, value=rate * gradient)
-        else:
-            tf.raw_ops.ResourceScatterSub(
-                resource=handles.value, indices=rows, updates=rate * gradient
-            )
-        return
-    adagrad = {
-        "var": handles.value,
-        "accum": handles.accumulator,
-        "lr": rate,
-        "epsilon": tf.constant(_EPSILON),
-        "grad": gradient,
-    }
-    if rows is None:
-        tf.raw_ops.ResourceApplyAdagradV2(**adagrad)
-    else:
-        tf.raw_ops.ResourceSparseApplyAdagradV2(**adagrad, indices=rows)
-
-
-def compact_all(
-    features: Mapping[str, FeatureValue], corpus: CorpusSample | None, model: Model
-) -> tuple[dict[str, FeatureValue], CorpusSample | None, dict[str, tf.Tensor]]:
-    """Renumbers the ids of samples and draws together, as `compact_rows` does."""
-    inputs = negatives.all_inputs(model) if corpus is not None else model.inputs
-    renumbered, used = compact_rows(negatives.joined(features, corpus), inputs)
-    return *negatives.parted(renumbered, corpus), used
-
-
-def compact_rows(
-    features: Mapping[str, FeatureValue], inputs: Sequence[Input]
-) -> tuple[dict[str, FeatureValue], dict[str, tf.Tensor]]:
-    """Renumbers the ids of each table from 0 (int32), so that a few rows can stand for the table.
-
-    Returns:
-        The features with new ids, and per table the distinct old ids in the new order.
+    Attributes:
+        raw: Inputs as they were read.
+        num_samples: int64 scalar.
+        num_batches: int64 scalar.
+        probability: [num_samples], None without an estimator.
+        sightings: Where the range's buckets live, and what it adds to them; None without.
     """
-    result = dict(features)
-    tables: dict[str, list[str]] = {}
-    for column in inputs:
-        if column.table is not None:
-            tables.setdefault(column.table, []).append(column.name)
-    used = {}
-    for table, names in tables.items():
-        flat = [_flat(features[name]) for name in names]
-        used[table], numbers = tf.unique(tf.concat(flat, axis=0))
-        pieces = tf.split(numbers, [tf.size(ids) for ids in flat], num=len(flat))
-        for name, piece in zip(names, pieces, strict=True):
-            old = features[name]
-            ragged = isinstance(old, tf.RaggedTensor)
-            result[name] = old.with_flat_values(piece) if ragged else piece
-    return result, used
+
+    raw: Mapping[str, FeatureValue]
+    num_samples: tf.Tensor
+    num_batches: tf.Tensor
+    probability: tf.Tensor | None
+    sightings: tuple[Route, freq.Summary] | None
 
 
-def _flat(value: FeatureValue) -> tf.Tensor:
-    return value.flat_values if isinstance(value, tf.RaggedTensor) else value
+def range_inputs(model: Model, frequency: FrequencyConfig) -> list[Input]:
+    """Returns the columns that a worker reads: the model's, and what the estimator needs."""
+    inputs = list(model.inputs)
+    if frequency.per_scenario and all(each.name != SCENARIO for each in inputs):
+        inputs.append(Input(name=SCENARIO, dtype=tf.string))
+    return inputs
 
 
 class RangeFunction:
@@ -238,6 +86,12 @@ class RangeFunction:
         self._model = state.model
         self._batch_size = batch_size
         self._mini_batches = MiniBatches(state.model, batch_size=batch_size)
+        self._inputs = range_inputs(state.model, state.frequency)
+        if state.frequency.per_scenario and state.model.corpus is not None:
+            raise InputError(
+                "train.frequency.per_scenario: draws from the corpus have no scenario; expected"
+                " false with model.negatives.corpus"
+            )
 
     def build(self) -> tf.types.experimental.PolymorphicFunction:
         """Returns the function to schedule: (mark [2], topics [2], numbers [6]) to a `Report`.
@@ -252,17 +106,19 @@ class RangeFunction:
         return tf.function(self._run, input_signature=signature, autograph=False)
 
     def _run(self, mark: tf.Tensor, topics: tf.Tensor, numbers: tf.Tensor) -> Report:
-        read, detail, raw = reader.read_range(topics, numbers, self._model.inputs)
+        read, detail, raw = reader.read_range(topics, numbers, self._inputs)
         num_samples = read[1]
         num_batches = -(-num_samples // self._batch_size)
         sightings, probability = self._frequencies(raw, num_batches)
+        seen = _Seen(raw, num_samples, num_batches, probability, sightings)
+        corpus_probability, corpus = self._draws(topics[0], numbers, seen)
         # A range that could not be read must not be marked: 0 is below every sequence number.
         sequence = tf.where(tf.equal(read[0], reader.Status.OK), mark[1], tf.zeros_like(mark[1]))
-        loss_sum, outcome = self._learn(
-            (mark[0], sequence), raw, probability, sightings, (num_samples, num_batches)
-        )
+        extra = RangeNegatives(corpus_probability, corpus, None)
+        learned, outcome = self._learn((mark[0], sequence), seen, extra)
         counts = tf.concat([read, [num_batches, outcome.applied, outcome.torn]], axis=0)
-        return Report(counts, loss_sum, detail)
+        sums = tf.concat([[learned.loss_sum], *learned.drift], axis=0)
+        return Report(counts, sums, detail)
 
     def _frequencies(
         self, raw: Mapping[str, FeatureValue], num_batches: tf.Tensor
@@ -271,8 +127,9 @@ class RangeFunction:
         if mean_gap is None or name is None:
             return None, None
         config = self._state.frequency
+        scenario = raw[SCENARIO] if config.per_scenario else None
         summary, positions = freq.summarise(
-            bucket_numbers(raw[name], config),
+            freq.bucket_numbers(raw[name], config, scenario=scenario),
             batch_size=self._batch_size,
             num_batches=num_batches,
             alpha=config.alpha,
@@ -281,47 +138,75 @@ class RangeFunction:
         gaps = tf.gather(self._state.pull_rows(mean_gap, route), positions)
         return (route, summary), freq.probability(gaps)
 
+    def _draws(
+        self, topic: tf.Tensor, numbers: tf.Tensor, seen: _Seen
+    ) -> tuple[tf.Tensor | None, CorpusSample | None]:
+        """Returns the corpus' probability of each sample's candidate, and the range's draws."""
+        draws = self._model.corpus
+        if draws is None:
+            return None, None
+        own, drawn, raw = draw_corpus(
+            topic,
+            numbers,
+            num=draws.count * seen.num_batches,
+            identity=identities(seen.raw[draws.identity]),
+            draws=draws,
+        )
+        likely = None
+        if self._state.mean_gap is not None:
+            likely = self._probability_of(raw[draws.identity], self._state.mean_gap)
+        return own, CorpusSample(self._model.encode(raw), likely, drawn)
+
+    def _probability_of(self, ids: tf.Tensor, mean_gap: Shards) -> tf.Tensor:
+        """Returns the estimated probabilities of any ids, which the range need not hold."""
+        buckets = freq.bucket_numbers(ids, self._state.frequency)
+        distinct, positions = tf.unique(tf.reshape(buckets, [-1]))
+        gaps = self._state.pull_rows(mean_gap, self._state.route(distinct, mean_gap))
+        return freq.probability(tf.gather(gaps, tf.reshape(positions, tf.shape(buckets))))
+
     def _learn(
-        self,
-        mark: tuple[tf.Tensor, tf.Tensor],
-        raw: Mapping[str, FeatureValue],
-        probability: tf.Tensor | None,
-        sightings: tuple[Route, freq.Summary] | None,
-        sizes: tuple[tf.Tensor, tf.Tensor],
-    ) -> tuple[tf.Tensor, PushOutcome]:
-        num_samples, num_batches = sizes
-        features, used = compact_rows(self._model.encode(raw), self._model.inputs)
+        self, mark: tuple[tf.Tensor, tf.Tensor], seen: _Seen, extra: RangeNegatives
+    ) -> tuple[Learned, PushOutcome]:
+        features, corpus, used = compact_all(
+            self._model.encode(seen.raw), extra.corpus, self._model
+        )
         pulled = self._state.pull(used)
         copies = {name: _local_copy(parameter) for name, parameter in pulled.parameters.items()}
-        loss_sum, _ = self._mini_batches.learn(
-            features, copies, probability=probability, num_samples=num_samples
+        bank = _local_bank(pulled)
+        progress = self._mini_batches.learn(
+            features,
+            copies,
+            probability=seen.probability,
+            num_samples=seen.num_samples,
+            extra=extra._replace(corpus=corpus, bank=bank),
         )
         # The copies change inside the loop, so they are read once it has run.
-        with tf.control_dependencies([loss_sum]):
+        with tf.control_dependencies([progress.loss_sum]):
             learned = {
                 name: _read(copies[name], before) for name, before in pulled.parameters.items()
             }
-        with tf.control_dependencies(_present(learned)):
-            for handle in _present(copies):
+            enqueued = self._enqueued(bank, seen.num_samples)
+        with tf.control_dependencies(_present([*learned.values(), enqueued])):
+            for handle in _present([*copies.values(), bank and bank.handles]):
                 tf.raw_ops.DestroyResourceOp(resource=handle)
         outcome = self._state.push(
-            mark, pulled=pulled, learned=learned, sightings=sightings, num_batches=num_batches
+            mark,
+            pulled=pulled,
+            learned=learned,
+            sightings=seen.sightings,
+            enqueued=None if enqueued is None else (enqueued, seen.num_samples),
+            num_batches=seen.num_batches,
         )
-        return loss_sum, outcome
+        return progress, outcome
+
+    def _enqueued(self, bank: LocalBank | None, num_samples: tf.Tensor) -> Candidates | None:
+        if bank is None or self._model.bank is None:
+            return None
+        return negatives.newest(bank, size=self._model.bank.size, num_samples=num_samples)
 
 
-def bucket_numbers(ids: tf.Tensor, config: FrequencyConfig) -> tf.Tensor:
-    """Returns [num_hashes, num_ids] buckets of raw ids in the estimator's flat arrays."""
-    # Seeds from 1: seed 0 hashes ids into embedding tables (`models.features.TABLE_SEED`).
-    rows = [
-        hash_ids(ids, seed=number + 1, buckets=config.buckets) + number * config.buckets
-        for number in range(config.hashes)
-    ]
-    return tf.stack(rows)
-
-
-def _present(parameters: Mapping[str, Parameter] | Mapping[str, Handles]) -> list[tf.Tensor]:
-    return [tensor for pair in parameters.values() for tensor in pair if tensor is not None]
+def _present(groups: list[tuple[tf.Tensor | None, ...] | None]) -> list[tf.Tensor]:
+    return [tensor for group in groups for tensor in group or () if tensor is not None]
 
 
 def _local_copy(pulled: Parameter) -> Handles:
@@ -331,11 +216,18 @@ def _local_copy(pulled: Parameter) -> Handles:
     return Handles(_variable(pulled.value), _variable(pulled.accumulator))
 
 
+def _local_bank(pulled: Pulled) -> LocalBank | None:
+    if pulled.bank is None:
+        return None
+    rows, cursor, step = pulled.bank
+    return LocalBank._make([*[_variable(values) for values in rows], cursor, step])
+
+
 def _variable(value: tf.Tensor) -> tf.Tensor:
     # By this name TensorFlow makes a variable of its own at each call: a try that was given up
     # after a broken connection, and still runs, shares nothing with the one that follows it here.
     handle = tf.raw_ops.VarHandleOp(
-        dtype=tf.float32, shape=tf.TensorShape(None), shared_name=_ANONYMOUS
+        dtype=value.dtype, shape=tf.TensorShape(None), shared_name=_ANONYMOUS
     )
     tf.raw_ops.AssignVariableOp(resource=handle, value=value)
     return handle

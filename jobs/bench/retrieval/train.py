@@ -22,7 +22,7 @@ from streaming.config import FrequencyConfig
 from streaming.servers import frequency as freq
 from streaming.servers.state import ServerState
 from streaming.servers.variables import Shards
-from streaming.worker.step import Handles, MiniBatches, bucket_numbers
+from streaming.worker.mini_batches import Handles, MiniBatches
 
 Features = Mapping[str, FeatureValue]
 
@@ -139,7 +139,7 @@ class Learner:
         state, alpha = self.state, self._frequency.alpha
         num_batches = -(-num_samples // self._batch_size)
         summary, positions = freq.summarise(
-            bucket_numbers(ids, self._frequency),
+            freq.bucket_numbers(ids, self._frequency),
             batch_size=self._batch_size,
             num_batches=num_batches,
             alpha=alpha,

@@ -25,7 +25,7 @@ from streaming.servers.state import ServerState
 from streaming.servers.variables import Shards
 from streaming.source import Range
 from streaming.sources.archive import ArchiveSource
-from streaming.worker.step import Handles, MiniBatches, bucket_numbers
+from streaming.worker.mini_batches import Handles, MiniBatches
 
 _CHUNK = 8192
 _WARM_UP_CHUNKS = 4
@@ -97,7 +97,7 @@ class Alone:
         state = self._state
         num_batches = -(-num_samples // self._batch_size)
         summary, positions = freq.summarise(
-            bucket_numbers(ids, self._config),
+            freq.bucket_numbers(ids, self._config),
             batch_size=self._batch_size,
             num_batches=num_batches,
             alpha=self._config.alpha,
