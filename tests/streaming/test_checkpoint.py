@@ -127,7 +127,7 @@ def flip_a_byte(file: Path, place: int) -> None:
 
 
 @pytest.mark.parametrize("pattern", ["state.data*", "state.index"])
-@pytest.mark.parametrize(("place", "servers"), [(0, 2), (250, 3)])
+@pytest.mark.parametrize(("place", "servers"), [(0, 2), (150, 3)])
 def test_a_checkpoint_with_an_altered_byte_is_passed_over(
     tmp_path, caplog, pattern, place, servers
 ):
