@@ -246,7 +246,8 @@ def test_too_many_rejects_end_the_run_before_a_save_hides_them(run):
 
 def test_a_loss_that_is_not_finite_ends_the_run_unsaved(run):
     def to_nan(call):
-        return call()._replace(loss_sum=tf.constant(float("nan")))
+        report = call()
+        return report._replace(sums=tf.fill(report.sums.shape, float("nan")))
 
     run.cluster.fates = [to_nan]
     with pytest.raises(InputError, match="found a loss of nan; expected a finite one"):
