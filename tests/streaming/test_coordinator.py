@@ -308,3 +308,20 @@ def test_a_worker_of_another_run_is_refused(run):
     run.workers_run = "another"
     with pytest.raises(InputError, match="1 workers belong to another run"):
         run.coordinator().run()
+
+
+def test_a_run_begins_where_the_checkpoint_of_another_model_stands(run, tmp_path):
+    run.source.ends = {A: 100, B: 100}
+    run.coordinator().run()
+    other = Run(tmp_path / "other")
+    other.source.topic_id = "id-2"
+    begin = {"start": {"checkpoint_of": str(run.folder)}}
+    with pytest.raises(InputError, match="found identity id-2, expected id-1"):
+        other.coordinator(stream=begin).run()
+    other.source.topic_id = "id-1"
+    ledger = other.coordinator(stream=begin).run()
+    assert ledger.totals.samples == 200
+    assert other.counters().tolist() == [0.0] * 200 + [1.0] * 200
+    with pytest.raises(InputError, match="found no checkpoint; expected one"):
+        nowhere = {"start": {"checkpoint_of": str(tmp_path / "nowhere")}}
+        Run(tmp_path / "third").coordinator(stream=nowhere).run()
