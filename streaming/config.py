@@ -100,9 +100,11 @@ class EndConfig(_Section):
     """An end that has to be watched for: exactly one of the two."""
 
     timestamp: AwareDatetime | None = None
-    """All records, per partition, before the first whose newest sample is of this time or later."""
+    """All records, per partition, before the first whose newest sample is of this time or later. A
+    partition without such a record ends when the clock is past this time and `idle_timeout`."""
     samples: Annotated[int, Field(ge=1)] | None = None
-    """The first whole record with which all lives of this run have applied so many samples."""
+    """So many applied by all lives of this run, rounded up to whole records: exact to a record if
+    records are of one size, else to the ranges in flight."""
 
     @model_validator(mode="after")
     def _one_of(self) -> Self:
@@ -119,7 +121,9 @@ class StreamConfig(_Section):
     end: Literal["now", "never"] | EndConfig = "now"
     """Where it ends: `now` is what the source holds when the coordinator starts."""
     max_skew_seconds: Annotated[float, Field(gt=0)] | None = None
-    """How far, in event time, a partition may be ahead of the one furthest behind; None: any."""
+    """How far, in event time, a partition may be ahead of the one furthest behind. None: any; then
+    partitions advance by equal shares of their lengths. It should span at least a range's samples
+    in each partition, or ranges are cut short."""
     idle_timeout_seconds: Annotated[float, Field(ge=0)] = 10.0
     """A partition that has had nothing to read for so long holds no other back."""
     shuffle_window: Annotated[int, Field(ge=0)] = 8192

@@ -181,7 +181,7 @@ class Feed:
     def _cut_at_end(self, ends: Mapping[Partition, int], wall_ms: int) -> dict[Partition, int]:
         """Returns up to where partitions are read, and notes those in which nothing follows."""
         if self._end == "now":
-            self._ended = set(ends)
+            self._ended = set(ends) | set(self._ledger.offsets)
         if not isinstance(self._end, EndConfig) or self._end.timestamp is None:
             return dict(ends)
         end_ms = milliseconds(self._end.timestamp)
