@@ -37,6 +37,7 @@ class Meter:
     def _begin(self, now: float) -> None:
         self._since, self._samples, self.batches = now, 0, 0
         self._sums: dict[str, float] = {}
+        self._counts: dict[str, float] = {}
 
     def add(self, report: Mapping[str, float], *, worker: str, now: float, wall_ms: float) -> None:
         """Notes a range that was applied.
@@ -44,7 +45,7 @@ class Meter:
         Args:
             report: Its `samples`, `batches` and `loss_sum`; `first_ms` and `last_ms`, the times of
                 its oldest and newest event, below 0 for none; `NAME_sum` of the other scalars of
-                its mini-batches.
+                its mini-batches, with `NAME_count` if they are not one per mini-batch.
             worker: Who did it.
             now: Seconds of a clock that never goes back.
             wall_ms: Milliseconds since 1970.
@@ -55,6 +56,8 @@ class Meter:
             if name.endswith("_sum"):
                 short = name.removesuffix("_sum")
                 self._sums[short] = self._sums.get(short, 0.0) + value
+                count = report.get(f"{short}_count", report["batches"])
+                self._counts[short] = self._counts.get(short, 0.0) + count
         self._heard[worker] = now
         if report.get("last_ms", -1) < 0 or not report["samples"]:
             return
@@ -65,7 +68,11 @@ class Meter:
         """Returns the rate and the mean loss since it was last asked, and begins anew."""
         figures: dict[str, float] = {}
         if self.batches:
-            figures |= {f"train/{name}": total / self.batches for name, total in self._sums.items()}
+            figures |= {
+                f"train/{name}": total / self._counts[name]
+                for name, total in self._sums.items()
+                if self._counts[name]
+            }
             figures["stream/samples_per_second"] = self._samples / max(1e-9, now - self._since)
         self._begin(now)
         return figures

@@ -19,6 +19,16 @@ def test_rates_and_means_are_those_since_the_last_time() -> None:
     assert meter.interval(5.0) == {}
 
 
+def test_a_scalar_with_a_count_is_a_mean_over_it_and_without_any_is_not_told() -> None:
+    meter = Meter(now=0.0)
+    for pairs in (3, 1):
+        drift = report(drift_1_sum=2.0, drift_1_count=pairs, drift_5_sum=0.0, drift_5_count=0)
+        meter.add(drift, worker="a", now=1.0, wall_ms=0)
+    figures = meter.interval(2.0)
+    assert figures["train/drift_1"] == 1.0  # (2 + 2) / (3 + 1)
+    assert "train/drift_5" not in figures
+
+
 def test_staleness_is_the_age_at_training_by_samples() -> None:
     meter = Meter(now=0.0)
     # 99 samples of 1 s of age for each one of 100 s.
