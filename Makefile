@@ -10,7 +10,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH := build/bench
-KILLS ?= 20
+DRILLS := build/drills
+FAULTS ?= 100
+SEED ?= 1
 
 .PHONY: help install format lint test demo bench drills clean kafka java lock
 
@@ -40,8 +42,10 @@ bench: $(STAMP) kafka ## all benchmarks; tables here, JSON files in build/bench
 		$(BIN)/python -m jobs.main bench $$name --out $(BENCH)/$$name.json
 	done
 
-drills: $(STAMP) ## the kill tests at length: KILLS=20 kills -9 of workers at random moments
-	@HEADRACE_DRILL_KILLS=$(KILLS) $(BIN)/python -m pytest -m cluster tests/streaming/test_kills.py $(ARGS)
+drills: $(STAMP) kafka ## FAULTS=100 faults by schedule SEED=1, torn pushes restored, then counted; JSON files in build/drills
+	@for mode in restore count; do
+		$(BIN)/python -m tests.drills --faults $(FAULTS) --seed $(SEED) --on-torn-push $$mode --out $(DRILLS)/$$mode.json
+	done
 
 clean: ## remove everything that make has made: environment, caches, outputs
 	@rm -rf $(VENV) .cache build dist demo-output *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

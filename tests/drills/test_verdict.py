@@ -1,0 +1,84 @@
+"""A verdict must be able to fail: each claim is broken once, in a checkpoint made by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from streaming.checkpoint import CheckpointStore
+from streaming.config import FrequencyConfig
+from streaming.ledger import Ledger, Totals
+from streaming.source import Partition, Range
+
+import tensorflow as tf  # isort: skip
+
+from streaming.servers.state import ServerState
+from tests.drills.stream import TOPIC
+from tests.drills.verdict import Verdict, judge
+from tests.streaming.counting import CountingModel
+
+ROWS, SAMPLES, BATCHES, RECORDS = 300, 200, 10, 4
+TRUTH = np.array([1] * SAMPLES + [0] * (ROWS - SAMPLES))
+
+
+def judged(
+    folder: Path, *, counters=TRUTH, torn=0, step=BATCHES, samples=SAMPLES, records=RECORDS
+) -> Verdict:
+    state = ServerState(
+        CountingModel(ROWS),
+        ["/device:CPU:0"] * 2,
+        frequency=FrequencyConfig(hashes=2, buckets=10),
+        seed=1,
+        num_slots=1,
+        floor=0,
+    )
+    shards = np.split(counters.astype(np.float32)[:, np.newaxis], 2)
+    for variable, rows in zip(state.tables["counter"].variables, shards, strict=True):
+        variable.assign(rows)
+    state.weights["batches"].assign([BATCHES])
+    state.step.assign(step)
+    partition = Partition(TOPIC, 0)
+    ledger = Ledger({partition: 0}, {})
+    totals = Totals(records=records, samples=samples, batches=BATCHES, torn=torn)
+    ledger.commit(Range(partition, 0, records), totals)
+    store = CheckpointStore(folder, keep=1, fingerprints={"specification": "s"})
+    store.save(tf.train.Checkpoint(**state.trackables()), ledger, step=step)
+    return judge(folder, truth=TRUTH, ends={0: RECORDS}, range_samples=100)
+
+
+def with_counts(count: int, rows: slice) -> np.ndarray:
+    counters = TRUTH.copy()
+    counters[rows] = count
+    return counters
+
+
+def test_all_once_is_a_pass(tmp_path):
+    verdict = judged(tmp_path)
+    assert verdict.problems == []
+    assert (verdict.samples, verdict.lost, verdict.duplicated) == (SAMPLES, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("broken", "problem"),
+    [
+        ({"counters": with_counts(0, slice(3, 5))}, "2 samples lost; expected at most 0"),
+        ({"counters": with_counts(2, slice(3, 4))}, "1 samples applied more than once"),
+        ({"counters": with_counts(1, slice(205, 206))}, "1 samples applied more than once"),
+        ({"step": BATCHES - 1}, "clock of the estimator: found 9, expected 10"),
+        ({"samples": 199}, "ledger: samples: found 199, expected 200"),
+        ({"records": 3}, "ledger: records: found 3, expected 4"),
+        ({"counters": with_counts(0, slice(0, 101)), "torn": 1}, "101 samples lost; expected at"),
+        ({"counters": with_counts(2, slice(0, 1)), "torn": 1}, "1 samples applied more than once"),
+    ],
+)
+def test_what_does_not_hold_is_named(tmp_path, broken, problem):
+    problems = judged(tmp_path, **broken).problems
+    assert any(problem in found for found in problems), problems
+
+
+def test_a_counted_torn_push_may_leave_out_a_range_and_its_batches_but_repeats_nothing(tmp_path):
+    verdict = judged(tmp_path, counters=with_counts(0, slice(0, 100)), torn=1, step=BATCHES - 5)
+    assert verdict.problems == []
+    assert (verdict.lost, verdict.allowed) == (100, 100)
