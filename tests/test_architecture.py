@@ -36,6 +36,7 @@ HOMES = {
         "streaming.sources.kafka",
         "streaming.sources.kafka_client",
         "streaming.sources.kafka_dead_letters",
+        "jobs.bench.stream.consumer",
     },
     "tfx_bsl": {"pipeline.topics.example"},
     "tensorflow_metadata": {"pipeline.topics.example"},

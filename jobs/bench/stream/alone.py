@@ -125,3 +125,7 @@ class Alone:
         sums = {name: total.variables[0] for name, total in state.table_sums.items()}
         sums |= state.weight_sums
         return {name: Handles(value.handle, sums[name].handle) for name, value in values.items()}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -112,15 +112,14 @@ def launch(config: str) -> int:
     return LocalCluster(command, cluster, directory=train["directory"]).run()
 
 
-def run_alone(samples: Path, size: int, count: int) -> Speed:
-    """Trains once in a process of its own, without a cluster."""
-    code = "import sys; from jobs.bench.stream.alone import main; sys.exit(main(sys.argv[1:]))"
+def run_module(module: str, *arguments: str | int | Path) -> Speed:
+    """Runs a module of this package in a process of its own, that prints a `Speed`'s figures."""
     done = subprocess.run(
-        [sys.executable, "-c", code, str(samples), str(size), str(count)],
+        [sys.executable, "-m", f"jobs.bench.stream.{module}", *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode:
-        raise RuntimeError(f"process: exit {done.returncode}\n{done.stderr[-4000:]}")
+        raise RuntimeError(f"{module}: exit {done.returncode}\n{done.stderr[-4000:]}")
     return Speed(*json.loads(done.stdout.strip().splitlines()[-1]))

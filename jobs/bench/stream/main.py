@@ -7,6 +7,12 @@ The same two-tower model on the same SYNTHETIC samples (Zipf items, ten-item his
   memory-2  the same with 2 workers
   archive   the cluster, samples from Parquet files
   kafka     the cluster, samples from a Kafka broker
+  tfrs      stock TensorFlow Recommenders: `Model.fit` on batches cached in memory
+  generator          the same, fed by `Dataset.from_generator` over a kafka-python consumer, one
+                     record (a tf.Example, one sample) at a time
+  batched-generator  the same, in lists of 1,024 records
+  consumer  no training: how fast kafka-python reads those records, undecoded
+  example   no training: how fast our Kafka source reads and decodes them
 
 Rounds alternate between them, and each figure is the median of its rounds. A cluster's rate is
 taken from its ledger between the first and the last line of metrics, so without start and end.
@@ -26,8 +32,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jobs.bench.report import Cell, write_report
-from jobs.bench.stream.cluster import Speed, run_alone, run_cluster
-from jobs.bench.stream.synthetic import broker, publish_samples, write_samples
+from jobs.bench.stream.cluster import Speed, run_cluster, run_module
+from jobs.bench.stream.synthetic import (
+    EXAMPLE_TOPIC,
+    TOPIC,
+    broker,
+    publish_samples,
+    write_samples,
+)
 from jobs.settings import EXIT_DONE
 
 logger = logging.getLogger(__name__)
@@ -40,7 +52,17 @@ _CLUSTERS = {
     "archive": ("archive", 1),
     "kafka": ("kafka", 1),
 }
+_KERAS = {"tfrs": "fit", "generator": "generator", "batched-generator": "batched-generator"}
+_READERS = {"consumer": "bare", "example": "source"}
+_VARIANTS = ("process", *_CLUSTERS, *_KERAS, *_READERS)
+_ON_ARROW, _ON_EXAMPLES = {"kafka"}, {"generator", "batched-generator", *_READERS}
+_WARM_UP_BATCHES = 22  # and what `fit` has read ahead
+_MOST_EXAMPLES = 200_000  # publishing single samples takes long
 _RATIOS = [
+    ("process_vs_tfrs", "process", "tfrs"),
+    ("kafka_vs_generator", "kafka", "generator"),
+    ("kafka_vs_batched_generator", "kafka", "batched-generator"),
+    ("example_vs_consumer", "example", "consumer"),
     ("cluster_vs_process", "memory", "process"),
     ("cluster_2_workers_vs_process", "memory-2", "process"),
     ("kafka_vs_memory", "kafka", "memory"),
@@ -58,9 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="JSON file for the results")
     parser.add_argument("--samples", type=int, default=800_000, help="samples a round trains on")
     parser.add_argument("--rounds", type=int, default=3, help="rounds per variant")
-    parser.add_argument(
-        "--variants", default=",".join(["process", *_CLUSTERS]), help="comma-separated, of those"
-    )
+    parser.add_argument("--variants", default=",".join(_VARIANTS), help="comma-separated, of those")
     parser.add_argument("--batch-sizes", default="1024,4096", help="comma-separated")
     parser.add_argument(
         "--kafka",
@@ -72,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as name:
         folder = Path(name)
         write_samples(folder / "samples", arguments.samples)
-        with _published(folder / "samples", arguments) as address:
+        with _published(folder, arguments) as address:
             sizes = [int(size) for size in arguments.batch_sizes.split(",")]
             speeds = _measure(folder, address, sizes=sizes, arguments=arguments)
     _report(speeds, arguments)
@@ -80,12 +100,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 @contextlib.contextmanager
-def _published(samples: Path, arguments: argparse.Namespace) -> Iterator[str]:
-    if "kafka" not in arguments.variants:
+def _published(folder: Path, arguments: argparse.Namespace) -> Iterator[str]:
+    variants = set(arguments.variants.split(","))
+    if not variants & (_ON_ARROW | _ON_EXAMPLES):
         yield ""
         return
     with broker(arguments.kafka) as address:
-        publish_samples(samples, address)
+        if variants & _ON_ARROW:
+            publish_samples(folder / "samples", address, topic=TOPIC)
+        if variants & _ON_EXAMPLES:
+            write_samples(folder / "few", min(arguments.samples, _MOST_EXAMPLES))
+            publish_samples(folder / "few", address, topic=EXAMPLE_TOPIC)
         yield address
 
 
@@ -95,21 +120,42 @@ def _measure(
     speeds: Speeds = {}
     for size, round_number in itertools.product(sizes, range(arguments.rounds)):
         for variant in arguments.variants.split(","):
-            if variant == "process":
-                speed = run_alone(folder / "samples", size, arguments.samples)
-            else:
-                source, workers = _CLUSTERS[variant]
-                speed = run_cluster(
-                    folder / f"run-{size}-{variant}-{round_number}",
-                    folder / "samples",
-                    source=source,
-                    address=address,
-                    size=size,
-                    workers=workers,
-                )
+            speed = _run(
+                variant, folder, address, size=size, arguments=arguments, round_number=round_number
+            )
             speeds.setdefault((size, variant), []).append(speed)
             logger.info("batch %d, %s: %s", size, variant, speed)
     return speeds
+
+
+def _run(
+    variant: str,
+    folder: Path,
+    address: str,
+    *,
+    size: int,
+    arguments: argparse.Namespace,
+    round_number: int,
+) -> Speed:
+    samples, count = folder / "samples", arguments.samples
+    if variant == "process":
+        return run_module("alone", samples, size, count)
+    few = min(count, _MOST_EXAMPLES)
+    if variant in _READERS:
+        return run_module("consumer", _READERS[variant], address, few)
+    if variant in _KERAS:
+        if variant in _ON_EXAMPLES:  # not to the end of the topic and over again
+            count = max(size, few - _WARM_UP_BATCHES * size)
+        return run_module("keras", _KERAS[variant], samples, size, count, address)
+    source, workers = _CLUSTERS[variant]
+    return run_cluster(
+        folder / f"run-{size}-{variant}-{round_number}",
+        samples,
+        source=source,
+        address=address,
+        size=size,
+        workers=workers,
+    )
 
 
 def _report(speeds: Speeds, arguments: argparse.Namespace) -> None:

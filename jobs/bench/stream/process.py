@@ -46,6 +46,9 @@ class MemorySource:
         piece = self._tables[wanted.partition].slice(wanted.start, wanted.end - wanted.start)
         return ReadResult(piece, [], 0)
 
+    def saved(self, offsets: Mapping[Partition, int]) -> None:
+        """Nothing hears of it."""
+
     def close(self) -> None:
         self._tables.clear()
 

@@ -24,14 +24,18 @@ logger = logging.getLogger(__name__)
 
 DIM: Final = 32
 TOPIC: Final = "bench-stream"
-_USERS, _ITEMS, _HISTORY, _PARTS = 200_000, 100_000, 10, 4
+EXAMPLE_TOPIC: Final = "bench-stream-example"
+USERS: Final = 200_000
+ITEMS: Final = 100_000
+HISTORY: Final = 10
+_PARTS = 4
 SPECIFICATION: Final[dict[str, Any]] = {
     "name": "bench-stream",
     "scenarios": ["any"],
-    "history": {"length": _HISTORY},
+    "history": {"length": HISTORY},
     "tables": {
-        "user": {"buckets": _USERS, "dim": DIM},
-        "item": {"buckets": _ITEMS, "dim": DIM},
+        "user": {"buckets": USERS, "dim": DIM},
+        "item": {"buckets": ITEMS, "dim": DIM},
     },
     "features": {
         "query": [
@@ -57,14 +61,14 @@ def write_samples(folder: Path, count: int) -> None:
     for part in range(_PARTS):
         rows = count // _PARTS
         # Zipf with exponent 1.1, folded into the catalogue.
-        items = (random.zipf(1.1, rows * (_HISTORY + 1)) % _ITEMS).astype(np.int64)
+        items = (random.zipf(1.1, rows * (HISTORY + 1)) % ITEMS).astype(np.int64)
         history = pa.ListArray.from_arrays(
-            np.arange(0, rows * _HISTORY + 1, _HISTORY, dtype=np.int32), items[rows:]
+            np.arange(0, rows * HISTORY + 1, HISTORY, dtype=np.int32), items[rows:]
         )
         columns = {
             "event_id": pa.array(np.arange(rows)).cast(pa.string()),
             "timestamp_ms": np.arange(rows),
-            "user_id": random.integers(0, _USERS, rows),
+            "user_id": random.integers(0, USERS, rows),
             "item_id": items[:rows],
             "scenario": pa.array(["any"] * rows),
             "reward": np.ones(rows, np.float32),
@@ -92,13 +96,14 @@ def write_samples(folder: Path, count: int) -> None:
     (folder / MANIFEST_NAME).write_text(manifest.model_dump_json())
 
 
-def publish_samples(samples: Path, address: str) -> None:
-    """Publishes the written samples to TOPIC, as `headrace publish` would."""
+def publish_samples(samples: Path, address: str, *, topic: str) -> None:
+    """Publishes the written samples to TOPIC or EXAMPLE_TOPIC, as `headrace publish` would."""
     config = PublishConfig(
         bootstrap_servers=[address],
         directory=samples,
-        topic=TOPIC,
+        topic=topic,
         create_partitions=_PARTS,
+        value_format="example" if topic == EXAMPLE_TOPIC else "arrow",
         compression="lz4",
     )
     started = time.monotonic()
