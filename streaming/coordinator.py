@@ -137,6 +137,7 @@ class Coordinator:
             num_slots=slots,
             floor=floor,
         )
+        self._state.merge_by(self._config.cluster.merge)
         self._saver = Saver(
             self._store,
             self._state.trackables(),

@@ -30,6 +30,12 @@ class Shadow:
         parts = getattr(original, "variables", None)
         if parts is None:
             return self._like(original)
+        for part in parts:
+            # As any update by rows does, this makes TensorFlow copy the variable when it is read
+            # from now on: the first copy shall be no slower than the others.
+            tf.raw_ops.ResourceScatterUpdate(
+                resource=part.handle, indices=tf.zeros([0], tf.int64), updates=part[:0]
+            )
         return tf.__internal__.distribute.ShardedVariable(
             [self._like(part) for part in parts], name=original.name
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from streaming.checkpoint import CheckpointStore, Freshness, load_checkpoint
+from streaming.checkpoint import CheckpointStore, Freshness, NoSpaceError, load_checkpoint
 from streaming.config import CheckpointConfig
 from streaming.ledger import Ledger
 from streaming.saver import Saver, Schedule, Snapshot
@@ -133,6 +133,24 @@ def test_a_stop_during_a_write_saves_all_that_was_trained(run: Run, monkeypatch)
     monkeypatch.setattr(CheckpointStore, "save", stop_in_the_middle)
     ledger = coordinator.run()
     assert run.counters().sum() == ledger.totals.samples > 0
+
+
+def test_what_a_full_disk_kept_from_being_saved_is_saved_at_the_end(run: Run, monkeypatch) -> None:
+    coordinator = run.coordinator(checkpoint={"every_seconds": 0.01}, stream={"end": "never"})
+    failed = threading.Event()
+    save = CheckpointStore.save
+
+    def full_at_first(*arguments, **keywords):
+        if not failed.is_set() and coordinator._ledger.totals.samples == SAMPLES:
+            failed.set()
+            coordinator.stop()
+            raise NoSpaceError("no space left for a checkpoint")
+        return save(*arguments, **keywords)
+
+    monkeypatch.setattr(CheckpointStore, "save", full_at_first)
+    coordinator.run()
+    assert failed.is_set()
+    assert run.counters().tolist() == [1.0] * SAMPLES
 
 
 def test_the_source_is_told_what_is_saved_and_may_fail(run: Run, caplog) -> None:
