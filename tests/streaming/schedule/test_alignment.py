@@ -264,3 +264,16 @@ def test_no_more_records_are_cut_than_wanted(limit):
         cut = sum(run.plan.cut.values())
         assert taken[0].end > taken[0].start
     assert sum(run.plan.cut.values()) == limit
+
+
+def test_records_that_come_into_a_gap_that_was_jumped_over_are_not_stuck():
+    run = Run({A: [0, 1_000], B: []}, records_per_range=1, pace=pace(4, idle_seconds=2.0))
+    run.refresh(now=0.0, ended=False)
+    assert run.take(now=0.0) == Range(A, 0, 1)
+    run.times[B] = [1, 3]  # the grid went on to 1,000 at once
+    for _ in range(8):
+        run.refresh(now=1.0, ended=False)
+        run.take(now=1.0)
+        if run.in_flight:
+            run.apply()
+    assert run.done[B] == 2
