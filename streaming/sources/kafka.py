@@ -86,7 +86,12 @@ class KafkaSource:
     ) -> None:
         self._config = config
         self._now = now
-        self._client = KafkaClient(config, config.topics, fetch_bytes=config.fetch_bytes)
+        self._client = KafkaClient(
+            config,
+            config.topics,
+            fetch_bytes=config.fetch_bytes,
+            dead_letters=None if config.dead_letters is None else config.dead_letters.topic,
+        )
         self._decoder = RecordDecoder(schema)
         self._identified = -_IDENTITY_SECONDS
 

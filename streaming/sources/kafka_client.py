@@ -32,10 +32,24 @@ class KafkaClient:
     """
 
     def __init__(
-        self, config: BrokerConnection, topics: Sequence[str], *, fetch_bytes: int
+        self,
+        config: BrokerConnection,
+        topics: Sequence[str],
+        *,
+        fetch_bytes: int,
+        dead_letters: str | None = None,
     ) -> None:
+        """Connects to nothing yet.
+
+        Args:
+            config: Where the brokers are.
+            topics: What is read.
+            fetch_bytes: What one request for records may bring.
+            dead_letters: Another topic that has to be there.
+        """
         self._config = config
         self._topics = list(topics)
+        self._required = [*topics, *([dead_letters] if dead_letters is not None else [])]
         self._fetch_bytes = fetch_bytes
         self._ids: dict[str, str] = {}
         self._consumer: KafkaConsumer | None = None
@@ -50,8 +64,8 @@ class KafkaClient:
             SourceUnavailableError: If no broker answers.
         """
         with self.failing_as("asking for topics"):
-            found = {topic["name"]: topic for topic in self.admin.describe_topics(self._topics)}
-            missing = [name for name in self._topics if self._missing(name, found.get(name))]
+            found = {topic["name"]: topic for topic in self.admin.describe_topics(self._required)}
+            missing = [name for name in self._required if self._missing(name, found.get(name))]
             existing = sorted(self.admin.list_topics()) if missing else []
         if missing:
             raise InputError(self._no_topic(missing, existing))

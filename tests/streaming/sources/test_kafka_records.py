@@ -175,6 +175,18 @@ def test_dead_letters_say_where_they_were_and_a_retry_sends_the_same_keys(
     assert b"no Arrow IPC stream" in headers["headrace-detail"]
 
 
+def test_a_dead_letter_topic_that_is_not_there_is_missed_before_anything_is_read(
+    kafka: str, topic: str, admin: KafkaAdminClient
+) -> None:
+    create(admin, topic)
+    source = KafkaSource(settings(kafka, topic, dead_letters={"topic": f"{topic}-dead"}), SCHEMA)
+    with pytest.raises(InputError, match=f"found no topic {topic}-dead at"):
+        source.end_offsets()
+    create(admin, f"{topic}-dead")
+    assert source.end_offsets() == {Partition(topic, 0): 0}
+    source.close()
+
+
 def test_a_dead_letter_topic_that_does_not_take_a_record_says_so(
     kafka: str, topic: str, admin: KafkaAdminClient
 ) -> None:
