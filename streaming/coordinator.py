@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 _TICK_SECONDS = 0.2
 _DRAIN_SECONDS = 25.0  # within the 30 that Kubernetes grants by default
 _JUDGED_RECORDS = 100
+_FIRST_STALLS = 3
 _WINDOW = 10_000  # records that are "the latest"
 
 
@@ -211,7 +212,8 @@ class Coordinator:
         if self._in_flight == 0 and (self._feed.endless or self._feed.remaining == 0):
             self._pulse.progressed()  # nothing to do is no stall
         self._pulse.obstacle = "the source cannot be read" if self._feed.away else ""
-        limit = self._config.watch.stall_seconds
+        # A first range waits for functions to be traced and sent, and for connections.
+        limit = self._config.watch.stall_seconds * (1 if self._recent else _FIRST_STALLS)
         if self._pulse.still_seconds > limit:
             raise RestartNeededError(f"no range was finished for {limit:g} s")
         if self._telemetry.due(now):
