@@ -24,7 +24,7 @@ import yaml
 from pipeline.specification import Specification
 from streaming.checkpoint import load_checkpoint
 from tests.sample_folder import write_samples
-from tests.streaming.counting_run import HELD, RELEASED
+from tests.streaming.counting_run import CUT, HELD, RELEASED
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -171,7 +171,7 @@ def _assert_every_sample_counts_once(run: Run) -> None:
     assert run.ledger()["totals"]["samples"] == SAMPLES
 
 
-def test_workers_killed_at_the_worst_moments_and_at_any_count_each_sample_once(start):
+def test_after_the_loss_of_a_worker_its_range_in_flight_is_retried_and_counts_once(start):
     run, process = start()
     for number in range(3):
         (run.faults / f"before-push-{number}").touch()
@@ -201,7 +201,7 @@ def test_without_the_marks_the_same_kills_are_seen_in_the_counters(start):
 
 
 @pytest.mark.parametrize("role", ["ps", "coordinator"])
-def test_a_killed_server_or_coordinator_resumes_at_the_ledger(start, role):
+def test_after_the_loss_of_the_coordinator_or_a_parameter_server_training_resumes(start, role):
     run, process = start()
     run.wait_for(lambda: run.saves_seen() >= 1 and run.steps_seen() >= 3, process)
     os.kill(run.pids(role)[-1], signal.SIGKILL)
@@ -225,6 +225,29 @@ def test_a_push_of_a_former_life_does_not_count(start):
     (run.faults / RELEASED).touch()  # and now it pushes what it learned in the former one
     run.finish(process)
     _assert_every_sample_counts_once(run)
+
+
+@pytest.mark.parametrize("answer", ["restore", "count"])
+def test_a_push_that_a_crash_cut_in_the_middle_is_detected_and_restored_or_counted(start, answer):
+    run, process = start({"on_torn_push": answer})
+    run.wait_for(lambda: run.saves_seen() >= 1, process)
+    (run.faults / "tear-early").touch()
+    run.wait_for((run.faults / HELD).exists, process)
+    _, worker = (run.faults / HELD).read_text().split()
+    (run.faults / CUT).touch()  # the server has begun the push, and fails
+    os.kill(int(worker), signal.SIGKILL)
+    (run.faults / HELD).unlink()
+    if answer == "restore":
+        run.wait_for(lambda: "a push was torn on 1 parameter servers" in run.log(), process)
+        run.finish(process)
+        _assert_every_sample_counts_once(run)
+        return
+    run.finish(process)
+    assert run.ledger()["totals"]["torn"] == 1
+    # Of one range, what lies on the server that failed: never more, and nothing twice.
+    counters = run.counters()
+    assert 0 < np.count_nonzero(counters == 0) <= 200
+    assert np.all(counters <= 1)
 
 
 def test_after_kills_a_run_goes_on_with_other_numbers_of_servers_and_workers(start):
