@@ -153,7 +153,7 @@ class Injector:
         self._broker.kill()
         away = 0.2 + 2.0 * fault.share
         self._wait(away)
-        self._broker.start()
+        self._broker.start(timeout_seconds=300)
         return f"started again after {away:.1f} s"
 
     def _pause_broker(self, fault: Fault) -> str:
