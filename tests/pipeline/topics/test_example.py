@@ -109,13 +109,6 @@ def test_one_poisoned_record_among_a_thousand_is_found_and_the_others_survive() 
     assert "column 'title': found bytes that are no string" in errors[618].detail
 
 
-def test_nothing_of_a_batch_that_failed_comes_again_with_the_next() -> None:
-    decoder = ExampleDecoder(SCHEMA)
-    assert len(decoder.decode([*encode_examples(SAMPLES), b"\xff"], where=where)[1]) == 1
-    table, errors = decoder.decode(encode_examples(SAMPLES), where=where)
-    assert (table, errors) == (SAMPLES, {})
-
-
 @pytest.mark.parametrize(
     ("feature", "found"),
     [
