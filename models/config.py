@@ -43,9 +43,9 @@ class NegativesConfig(_Section):
     """The candidates of the mini-batch's other samples."""
     corpus: CorpusNegativesConfig | None = None
     bank: BankConfig | None = None
-    hard: str | None = None
-    """A column of item ids that are negatives of their own sample, such as impressions without a
-    click."""
+    hard: bool = False
+    """Whether the ids in the column `specification.hard_negatives` are negatives of their own
+    sample: impressions without a click, for instance."""
 
     @model_validator(mode="after")
     def _some(self) -> Self:

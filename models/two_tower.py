@@ -119,25 +119,30 @@ class TwoTower:
         types = self.specification.column_types
         return [feature_input(spec, column_type=types[spec.name]) for spec in self._sides[side]]
 
+    @property
+    def _hard(self) -> str | None:
+        """The column of hard negatives, None where they are not used."""
+        return self.specification.hard_negatives if self.config.negatives.hard else None
+
     def _hard_inputs(self) -> list[Input]:
-        column = self.config.negatives.hard
-        if column is None:
+        if not self.config.negatives.hard:
             return []
-        path = "model.negatives.hard"
-        item, found = self.specification.item_id, self.specification.column_types.get(column)
-        if found != f"list<{item}>":
+        column = self._hard
+        if column is None:
             raise InputError(
-                f"{path}: {column!r} is {found or 'no column'}; expected a column of type"
-                f" list<{item}>, declared under specification.columns"
+                "model.negatives.hard: found no column of hard negatives; expected its name in"
+                " specification.hard_negatives"
             )
         names = [spec.name for spec in self.specification.candidate_features]
         if names != [ITEM_ID]:
             raise InputError(
-                f"{path}: hard negatives are given by id, and the candidate tower reads {names};"
-                f" expected [{ITEM_ID!r}] alone, or no hard negatives"
+                "model.negatives.hard: hard negatives are given by id, and the candidate tower"
+                f" reads {names}; expected [{ITEM_ID!r}] alone, or hard: false"
             )
         if column in {each.name for each in self.query_inputs}:
-            raise InputError(f"{path}: {column!r} is a query feature too; expected another column")
+            raise InputError(
+                f"model.negatives.hard: {column!r} is a query feature too; expected another column"
+            )
         (item_input,) = self.candidate_inputs
         return [Input(name=column, dtype=item_input.dtype, ragged=True, table=item_input.table)]
 
@@ -182,7 +187,7 @@ class TwoTower:
         }
         if ITEM_ID in features:
             encoded[_IDENTITY] = identities(features[ITEM_ID])
-        hard = self.config.negatives.hard
+        hard = self._hard
         if hard is not None and hard in features:
             ids = features[hard]
             encoded[_HARD_IDENTITY] = ids.with_values(identities(ids.values))
@@ -271,7 +276,7 @@ class TwoTower:
     def _hard_negatives(
         self, features: Mapping[str, FeatureValue], tables: Tensors, weights: Tensors
     ) -> HardNegatives | None:
-        column = self.config.negatives.hard
+        column = self._hard
         if column is None:
             return None
         ids = features[column]

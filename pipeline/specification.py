@@ -100,6 +100,8 @@ class Specification(_Section):
     features: Features
     titles: str | None = None
     """Event column with an item's title, shown by `headrace query`."""
+    hard_negatives: str | None = None
+    """Event column with the ids of items that were shown too and not taken (`model.negatives`)."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -120,6 +122,13 @@ class Specification(_Section):
             problems.append(
                 f"titles: found {self.titles!r}; expected the name of a string column in 'columns'"
             )
+        if self.hard_negatives is not None:
+            found, expected = self.columns.get(self.hard_negatives), f"list<{self.item_id}>"
+            if found != expected:
+                problems.append(
+                    f"hard_negatives: found {self.hard_negatives!r}, {found or 'no column'};"
+                    f" expected the name of a {expected} column in 'columns'"
+                )
         return problems
 
     def _label_problems(self) -> list[str]:
@@ -205,12 +214,16 @@ class Specification(_Section):
         columns |= {feature.name: types[feature.name] for feature in features}
         if self.titles is not None:
             columns[self.titles] = "string"
+        if self.hard_negatives is not None:
+            columns[self.hard_negatives] = types[self.hard_negatives]
         return s.arrow_schema(columns)
 
     @property
     def fingerprint(self) -> str:
         """Returns 16 hexadecimal digits that name this content, whatever the order of its keys."""
-        content = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        # Without hard negatives the content is what it was before there were any.
+        unused = {"hard_negatives"} if self.hard_negatives is None else None
+        content = json.dumps(self.model_dump(mode="json", exclude=unused), sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def label_rule(self, scenario: str) -> LabelRule:

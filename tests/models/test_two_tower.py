@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import tensorflow as tf
 from pydantic import ValidationError
@@ -9,6 +10,9 @@ from models.config import TwoTowerConfig
 from models.contract import Sampling
 from models.features import arrow_features, hash_ids
 from models.index import split_parameters
+from models.two_tower import TwoTower
+from pipeline.schema import InputError
+from pipeline.specification import Specification
 from tests.models import toy
 
 
@@ -165,3 +169,101 @@ def test_accidental_hits_are_masked_by_item() -> None:
 def test_unknown_configuration_key_is_refused() -> None:
     with pytest.raises(ValidationError, match="temprature"):
         TwoTowerConfig.model_validate({"temprature": 0.1})
+
+
+def hard_world(**config: object) -> TwoTower:
+    """Candidates are ids alone; the column `skipped` holds hard negatives."""
+    content = toy.specification().model_dump(mode="json")
+    content["columns"]["skipped"] = "list<int64>"
+    content["hard_negatives"] = "skipped"
+    content["features"]["candidate"] = content["features"]["candidate"][:1]
+    specification = Specification.model_validate(content)
+    return TwoTower(specification, TwoTowerConfig(hidden=(6,), dim=4, logq="none", **config))
+
+
+def test_hard_negatives_are_scored_by_the_candidate_tower_in_their_own_row() -> None:
+    samples = toy.samples(num=2)
+    own = samples["item_id"].to_pylist()
+    other = [each for each in range(12) if each not in own]
+    # Row 0: one new item and its own positive, which is no negative. Row 1: none.
+    samples = samples.append_column("skipped", pa.array([[other[0], own[0]], []]))
+    plain, hard = hard_world(), hard_world(negatives={"hard": True})
+    assert [each.name for each in hard.inputs][-1] == "skipped"
+    tables, weights = split_parameters(plain, toy.parameters(plain))
+    given = {"tables": tables, "weights": weights, "candidate_sampling_probability": None}
+    before = loss_of(plain, plain.encode(arrow_features(samples, plain.inputs)), **given)
+    after = loss_of(hard, hard.encode(arrow_features(samples, hard.inputs)), **given)
+
+    features = hard.encode(arrow_features(samples, hard.inputs))
+    query = hard.query(features, tables=tables, weights=weights).numpy()[0] / 0.1
+    ids = hard.encode({"item_id": tf.constant([own[0], own[1], other[0]], tf.int64)})
+    vectors = hard.candidate(ids, tables=tables, weights=weights).numpy()
+    scores = np.exp(vectors @ query)
+    expected = (np.log(scores.sum()) - np.log(scores[:2].sum())) / 2  # row 1 is as it was
+    assert float(after - before) == pytest.approx(expected, rel=1e-4)
+
+
+def test_hard_negatives_need_a_column_and_candidates_that_are_ids() -> None:
+    with pytest.raises(InputError, match=r"hard: found no column .* specification\.hard_negatives"):
+        toy.model(negatives={"hard": True})
+    content = hard_world().specification.model_dump(mode="json")
+    content["features"]["candidate"].append({"name": "item_positives", "kind": "number"})
+    specification = Specification.model_validate(content)
+    with pytest.raises(
+        InputError, match=r"reads \['item_id', 'item_positives'\]; expected \['item_id'\]"
+    ):
+        TwoTower(specification, TwoTowerConfig(negatives={"hard": True}))
+    content["hard_negatives"] = "title"
+    with pytest.raises(ValidationError, match="hard_negatives: found 'title', string"):
+        Specification.model_validate(content)
+
+
+def test_a_learned_temperature_starts_at_its_value_gets_a_gradient_and_keeps_its_bound() -> None:
+    fixed, learned = toy.model(logq="none"), toy.model(logq="none", learn_temperature=True)
+    assert learned.weights[-1].name == "temperature"
+    tables, weights = split_parameters(fixed, toy.parameters(fixed))
+    weights = dict(weights) | {"temperature": tf.zeros([1])}
+    features = fixed.encode(arrow_features(toy.samples(), fixed.inputs))
+    given = {"tables": tables, "candidate_sampling_probability": None}
+    with tf.GradientTape() as tape:
+        tape.watch(weights["temperature"])
+        loss = loss_of(learned, features, weights=weights, **given)
+    assert float(loss) == pytest.approx(float(loss_of(fixed, features, weights=weights, **given)))
+    gradient = float(tape.gradient(loss, weights["temperature"])[0])
+    moved = weights | {"temperature": tf.constant([0.01])}
+    change = float(loss_of(learned, features, weights=moved, **given) - loss) / 0.01
+    assert gradient == pytest.approx(change, rel=0.1)
+    far = learned.temperature({"temperature": tf.constant([-50.0])})
+    assert float(far) == pytest.approx(0.01)
+    assert float(learned.temperature({"temperature": tf.zeros([1])})) == pytest.approx(0.1)
+
+
+def test_what_the_negatives_ask_of_the_trainer() -> None:
+    model = toy.model(
+        negatives={
+            "in_batch": False,
+            "corpus": {"count": 7, "smoothing": 0.5},
+            "bank": {"size": 9, "warm_up_steps": 3},
+        }
+    )
+    assert (model.corpus.count, model.corpus.smoothing) == (7, 0.5)
+    assert [each.name for each in model.corpus.inputs] == ["item_id", "item_positives", "image"]
+    assert (model.bank.size, model.bank.dim, model.bank.warm_up_steps) == (9, 4, 3)
+    assert model.candidate_input == "item_id"
+    # Draws alone need no estimate of the stream.
+    alone = toy.model(negatives={"in_batch": False, "corpus": {"count": 7}})
+    assert alone.candidate_input is None
+    assert (toy.model().corpus, toy.model().bank) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("config", "found"),
+    [
+        ({"negatives": {"in_batch": False}}, "in_batch: true or a corpus"),
+        ({"learn_temperature": True, "temperature": 0.005}, "starts above smallest_temperature"),
+        ({"logq": "positive-excluded", "mask_accidental_hits": False}, "mask_accidental_hits"),
+    ],
+)
+def test_what_cannot_be_is_refused(config: dict, found: str) -> None:
+    with pytest.raises(ValidationError, match=found):
+        TwoTowerConfig.model_validate(config)

@@ -1,0 +1,107 @@
+"""A real cluster with every source of negatives: draws in the workers, the bank on the servers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import yaml
+
+from pipeline.specification import Specification
+from tests.sample_folder import write_samples
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).parents[2]
+ROWS, ITEMS = 6_000, 60
+SPECIFICATION = {
+    "name": "negatives-test",
+    "scenarios": ["home", "search"],
+    "columns": {"shown": "list<int64>"},
+    "hard_negatives": "shown",
+    "tables": {"item": {"buckets": 500, "dim": 8}},
+    "features": {
+        "query": [{"name": "history_item_id", "kind": "ids", "table": "item"}],
+        "candidate": [{"name": "item_id", "kind": "id", "table": "item"}],
+    },
+}
+
+
+def write(folder: Path) -> None:
+    """Synthetic: the history holds the candidate's neighbour; two other items were shown."""
+    random = np.random.default_rng(0)
+    items = random.integers(0, ITEMS, ROWS)
+    columns = {
+        "event_id": [str(row) for row in range(ROWS)],
+        "timestamp_ms": np.arange(ROWS),
+        "user_id": items,
+        "item_id": items,
+        "scenario": random.choice(["home", "search"], ROWS),
+        "reward": np.ones(ROWS, np.float32),
+        "history_item_id": [[int(item) ^ 1] for item in items],
+        "shown": [[int(item) + 2, int(item) + 3] for item in items],
+    }
+    schema = Specification(**SPECIFICATION).sample_schema
+    table = pa.table({name: columns[name] for name in schema.names}, schema=schema)
+    write_samples(folder, {("2026-01-01", 0): table}, row_group_size=1000)
+
+
+def train(folder: Path, model: dict, *, per_scenario: bool) -> subprocess.CompletedProcess[str]:
+    content = {
+        "specification": SPECIFICATION,
+        "model": {"dim": 8, "hidden": [16]} | model,
+        "train": {
+            "directory": str(folder / "run"),
+            "source": {"archive": {"directory": str(folder / "samples"), "replays": 2}},
+            "batch_size": 100,
+            "frequency": {"per_scenario": per_scenario},
+            "cluster": {"parameter_servers": 2, "workers": 1},
+        },
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(content))
+    return subprocess.run(
+        [sys.executable, "-m", "jobs.main", "train", "--config", folder / "config.yaml", "--local"],
+        cwd=ROOT,
+        env=os.environ | {"HEADRACE_LOG": "INFO"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_all_sources_at_once_learn_and_tell_the_drift(tmp_path: Path) -> None:
+    write(tmp_path / "samples")
+    done = train(
+        tmp_path,
+        {
+            "logq": "positive-excluded",
+            "learn_temperature": True,
+            "negatives": {
+                "corpus": {"count": 20, "smoothing": 0.5},
+                "bank": {"size": 1200, "warm_up_steps": 10},
+                "hard": True,
+            },
+        },
+        per_scenario=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["train/loss"] for line in lines if "train/loss" in line]
+    drifts = [line["train/drift_1"] for line in lines if "train/drift_1" in line]
+    assert lines[-1]["stream/samples"] == 2 * ROWS
+    assert all(np.isfinite(losses))
+    # Vectors of length 1 that are a mini-batch apart have moved, and not far.
+    assert drifts
+    assert all(0 < drift < 1 for drift in drifts)
+
+
+def test_an_estimate_per_scenario_reads_the_scenario(tmp_path: Path) -> None:
+    write(tmp_path / "samples")
+    done = train(tmp_path, {}, per_scenario=True)
+    assert done.returncode == 0, done.stderr[-3000:]
