@@ -6,8 +6,8 @@ Three things, on SYNTHETIC items:
                replacement, 5,000 buckets in all, A unset, B = 100; after half of the mini-batches
                the distribution turns around, q ~ (1000 - i)^2. Error: sum |p^ - 128 q| / (2 x 128)
                over all items, the mean over 64 mini-batches.
-  asynchrony   the same with 1 to 16 workers that learn ranges of mini-batches at once: a worker
-               reads before its range, while the others have not pushed theirs.
+  asynchrony   the same with 1 to 16 workers that learn ranges of mini-batches at once (workers x
+               mini-batches): one reads before its range, while the others have not pushed theirs.
   cost         processor time of the estimator in percent of a training step's, in one process.
 
 All of it by the functions that workers and servers run: `summarise` and `compose`.
@@ -202,14 +202,12 @@ def _places(steps: int) -> list[int]:
 def _row(
     name: str, setting: Setting, places: Sequence[int], errors: Sequence[float]
 ) -> dict[str, Cell]:
-    settings: dict[str, Cell] = {
+    told: dict[str, Cell] = {
         "part": name,
-        "alpha": f"{setting.alpha:g}",
-        "hashes": setting.hashes,
-        "workers": setting.workers,
-        "batches/range": setting.batches_per_range,
+        "setting": f"alpha {setting.alpha:g}, m={setting.hashes}, {setting.workers} workers"
+        f" x {setting.batches_per_range}",
     }
-    return settings | {f"@{at}": error for at, error in zip(places, errors, strict=True)}
+    return told | {f"@{at}": round(error, 3) for at, error in zip(places, errors, strict=True)}
 
 
 def _simulations(steps: int) -> tuple[list[dict[str, Cell]], Curves]:
