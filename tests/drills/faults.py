@@ -18,6 +18,7 @@ from tests.kafka.broker import Broker
 from tests.streaming.counting_run import CUT, HELD
 
 _MOMENT_SECONDS = 20.0
+_PAGE_BYTES = 1 << 16
 _NO_SPACE = "no space left for a checkpoint"
 _AFTER_SECONDS = 0.2  # what was under way may still arrive; a step after that is a new one
 
@@ -204,23 +205,32 @@ class Injector:
         self._life = None
         caught = within and self._caught_in_save()
         self._struck = time.monotonic()
-        with self._full(left):
-            training.wait_for(
-                lambda: training.log().count(_NO_SPACE) > failures,
-                "a save that fails for want of space",
-            )
+        with self._full(left) as fill:
+
+            def has_failed() -> bool:
+                fill()  # again: a save that came through has made room, by removing the oldest
+                return training.log().count(_NO_SPACE) > failures
+
+            training.wait_for(has_failed, "a save that fails for want of space")
         when = "while it was written" if caught else "before it"
         return f"{left} of {size} bytes left, {when}"
 
     @contextlib.contextmanager
-    def _full(self, left: int) -> Iterator[None]:
+    def _full(self, left: int) -> Iterator[Callable[[], None]]:
+        """Gives a function that leaves so many bytes; at the end there is room again."""
         if self._disk:
             filler = self._training.directory / "filler"
+
+            def fill() -> None:
+                free = shutil.disk_usage(self._training.directory).free
+                if free > left + _PAGE_BYTES:
+                    # It may be taken meanwhile by the save itself.
+                    with contextlib.suppress(OSError), filler.open("ab") as file:
+                        os.posix_fallocate(file.fileno(), file.tell(), free - left)
+
             try:
-                with filler.open("wb") as file:
-                    free = shutil.disk_usage(self._training.directory).free
-                    os.posix_fallocate(file.fileno(), 0, max(1, free - left))
-                yield
+                fill()
+                yield fill
             finally:
                 filler.unlink(missing_ok=True)
             return
@@ -228,7 +238,7 @@ class Injector:
         for pid in pids:
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (left // SERVERS, -1))
         try:
-            yield
+            yield lambda: None
         finally:
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
