@@ -232,6 +232,38 @@ def test_after_75_everything_is_started_again(fake):
     assert len(fake.lines("stop ps")) == 2
 
 
+def test_a_killed_coordinator_comes_back_to_its_living_servers(fake):
+    plan = {"coordinator": [[*ALL_UP, "checkpoint", "die"], ["exit 0"]]}
+    assert fake.run(plan) == 0
+    assert len(fake.lines("start coordinator")) == 2
+    assert len(fake.lines("start ps")) == 1
+    assert len(fake.lines("start worker")) == 2
+
+
+def test_a_lost_parameter_server_costs_it_and_the_coordinator_only(fake):
+    plan = {
+        "ps": [[*ALL_UP, "die"], ["serve"]],
+        "coordinator": [["await 2 start ps", "exit 75"], ["exit 0"]],
+    }
+    assert fake.run(plan) == 0
+    assert len(fake.lines("start ps")) == 2
+    assert len(fake.lines("start worker")) == 2
+
+
+def test_a_coordinator_that_is_killed_again_without_progress_gets_new_servers(fake):
+    plan = {"coordinator": [[*ALL_UP, "die"], ["die"], ["await 2 start ps", "exit 0"]]}
+    assert fake.run(plan) == 0
+    assert len(fake.lines("start ps")) == 2
+
+
+def test_a_frozen_server_does_not_hold_up_the_end(fake):
+    began = time.monotonic()
+    plan = {"worker": [["deaf", "serve"]], "coordinator": [[*ALL_UP, "exit 0"]]}
+    patience = Patience(grace=60.0, server_grace=0.1)
+    assert fake.run(plan, patience=patience) == 0
+    assert time.monotonic() - began < 30
+
+
 @pytest.mark.parametrize("role", ["coordinator", "ps", "worker"])
 def test_bad_input_of_any_process_ends_the_run(fake, role):
     assert fake.run({role: [["exit 2"]]}) == 2
