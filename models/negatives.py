@@ -7,6 +7,7 @@ corrected for the mixture that it is part of (`models.corrections`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -84,20 +85,25 @@ def mixed_softmax(
             num_corpus=num_corpus,
         )
 
-    listed = [(batch if sources.in_batch else None), sources.corpus, sources.bank]
-    negatives = [
-        Negatives(rows.vectors, rows.identity, correction(rows), rows is not sources.bank)
-        for rows in listed
-        if rows is not None
-    ]
     return sampled_softmax(
         query,
         Positives(batch.vectors, batch.identity, correction(batch), reward),
-        negatives,
+        _negatives(sources, correction),
         logq=logq,
         num_draws=tf.cast(num_stream + num_corpus, tf.float32),
         hard=sources.hard,
     )
+
+
+def _negatives(
+    sources: Sources, correction: Callable[[Candidates], tf.Tensor | None]
+) -> list[Negatives]:
+    listed = [sources.batch if sources.in_batch else None, sources.corpus, sources.bank]
+    return [
+        Negatives(rows.vectors, rows.identity, correction(rows), rows is not sources.bank)
+        for rows in listed
+        if rows is not None
+    ]
 
 
 def _without_identities(sources: Sources) -> Sources:
