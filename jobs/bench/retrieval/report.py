@@ -18,7 +18,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 from jobs.bench.report import machine
-from jobs.bench.retrieval.claims import Verdict, verdicts
+from jobs.bench.retrieval.claims import verdicts
 from jobs.bench.retrieval.measure import Result, Run
 from models.evaluate import CUTOFFS, NUM_DECILES, Evaluation
 

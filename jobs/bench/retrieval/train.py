@@ -23,9 +23,10 @@ from models.two_tower import TwoTower
 from pipeline.schema import ITEM_ID
 from streaming.config import FrequencyConfig
 from streaming.servers import frequency as freq
-from streaming.servers.bank import Bank
-from streaming.servers.state import ServerState, Shards
+from streaming.servers.state import ServerState
+from streaming.servers.variables import Shards
 from streaming.worker.corpus import ItemCorpus
+from streaming.worker.mini_batches import Handles, MiniBatches
 from streaming.worker.mini_batches import Handles, MiniBatches
 from streaming.worker.negatives import LocalBank, RangeNegatives
 
@@ -146,7 +147,6 @@ class Learner:
         self._frequency = frequency
         self._exact = exact
         self._state = self._new_state(seed=0)
-        self._bank = None if model.bank is None else Bank(model.bank, _CPU)
         self._corpus: ItemCorpus | None = None
         if model.corpus is not None:
             self._corpus = ItemCorpus(material.items, material.counts, model.corpus)
@@ -164,8 +164,8 @@ class Learner:
         fresh = self._new_state(seed=seed)
         for old, new in zip(variables(self._state), variables(fresh), strict=True):
             old.assign(new)
-        if self._bank is not None:
-            self._bank.cursor.assign(0)
+        if self._state.bank is not None:
+            self._state.bank.cursor.assign(0)
         self._seed, self._ranges = seed, 0
 
     def learn(self, chunk: Chunk) -> float:
@@ -211,16 +211,16 @@ class Learner:
             extra=extra,
         )
         with tf.control_dependencies([learned.loss_sum]):
-            if self._bank is not None:
-                self._bank.cursor.assign_add(num_samples)
+            if self._state.bank is not None:
+                self._state.bank.cursor.assign_add(num_samples)
             self._state.step.assign_add(-(-num_samples // self._material.batch_size))
         return learned.loss_sum
 
     def _local_bank(self) -> LocalBank | None:
-        if self._bank is None:
+        if self._state.bank is None:
             return None
-        held = [variable.handle for variable in self._bank.rows]
-        return LocalBank(*held, self._bank.cursor.read_value(), self._state.step.read_value())
+        held = [variable.handle for variable in self._state.bank.rows]
+        return LocalBank(*held, self._state.bank.cursor.read_value(), self._state.step.read_value())
 
     def _probabilities(
         self,
@@ -237,7 +237,7 @@ class Learner:
         array = cast(Shards, self._state.mean_gap).variables[0]
         likely = None
         if drawn is not None:
-            gaps = tf.gather(array, freq.bucket_numbers(drawn, self._frequency))
+            gaps = tf.gather(array, freq.freq.bucket_numbers(drawn, self._frequency))
             likely = freq.probability(gaps)
         with tf.control_dependencies([] if likely is None else [likely]):
             ids = cast(tf.Tensor, chunk.features[ITEM_ID])
@@ -246,7 +246,7 @@ class Learner:
     def _estimate(self, ids: tf.Tensor, mean_gap: tf.Variable, num_samples: tf.Tensor) -> tf.Tensor:
         alpha, size = self._frequency.alpha, self._material.batch_size
         summary, positions = freq.summarise(
-            freq.bucket_numbers(ids, self._frequency),
+            freq.freq.bucket_numbers(ids, self._frequency),
             batch_size=size,
             num_batches=-(-num_samples // size),
             alpha=alpha,
