@@ -276,16 +276,14 @@ def _chunk(seed: int, *, size: int) -> dict[str, tf.Tensor | tf.RaggedTensor]:
 
 
 def plot(curves: Curves, path: Path) -> None:
-    """Draws the error over the mini-batches, smoothed over 200 of them."""
+    """Draws the error over the mini-batches."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     for name, curve in curves.items():
-        times, errors = (np.array(column) for column in zip(*curve, strict=True))
-        width = max(1, min(200, len(errors) // 10))
-        smooth = np.convolve(errors, np.ones(width) / width, mode="valid")
-        axes.plot(times[width - 1 :], smooth, label=name)
+        times, errors = zip(*curve, strict=True)
+        axes.plot(times, errors, label=name)
     axes.set(
         xlabel="mini-batches",
         ylabel="error of the estimated probabilities",
