@@ -15,6 +15,7 @@ BENCHMARKS: Final = {
     "estimator": "sampling probabilities: the paper's simulation, asynchrony, cost of a step",
     "freshness": "from an event's publication to a bundle that knows it; how training stalls",
     "retrieval": "HitRate and NDCG of corrections and negatives on three public logs",
+    "staleness": "what seldom exchanges and many workers cost in quality, by merge rule",
     "samples": "events to retrieval samples, beside DuckDB and row-at-a-time Beam",
 }
 

@@ -27,7 +27,6 @@ from streaming.servers.state import ServerState
 from streaming.servers.variables import Shards
 from streaming.worker.corpus import ItemCorpus
 from streaming.worker.mini_batches import Handles, MiniBatches
-from streaming.worker.mini_batches import Handles, MiniBatches
 from streaming.worker.negatives import LocalBank, RangeNegatives
 
 Features = Mapping[str, FeatureValue]

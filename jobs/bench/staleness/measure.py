@@ -1,0 +1,222 @@
+"""Quality by workers, mini-batches between exchanges, and merge rule; real and simulated."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+
+from jobs.bench.retrieval.data import Dataset, Split, test_split
+from jobs.bench.retrieval.train import prepare
+from jobs.bench.retrieval.variants import DEFAULT, FREQUENCY, VARIANTS, model_config
+from jobs.bench.staleness.cluster import Schedule, train, write_archive
+from jobs.bench.staleness.simulate import Simulator
+from models.config import TwoTowerConfig
+from models.evaluate import evaluate_model
+from models.two_tower import TwoTower
+from streaming.config import FrequencyConfig, MergeConfig
+
+logger = logging.getLogger(__name__)
+
+BATCH_SIZE: Final = 256
+PASSES: Final[Mapping[str, int]] = {"movielens": 8, "taobao": 6, "retailrocket": 4}
+CUTOFF: Final = 50
+VARIANT: Final = next(variant for variant in VARIANTS if variant.name == "all")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Way:
+    """How the work of several workers becomes one state.
+
+    Attributes:
+        name: As tables have it.
+        merge: The rule of the push.
+        rate_power: The learning rate is divided by workers to this power.
+        lone_share: Share of the ranges that one worker learns alone, at the start, before the
+            others join: a warm start.
+    """
+
+    name: str
+    merge: MergeConfig
+    rate_power: float = 0.0
+    lone_share: float = 0.0
+
+
+WAYS: Final = (
+    Way(name="sum", merge=MergeConfig()),
+    Way(name="touches", merge=MergeConfig(rule="touches")),
+    Way(name="touches^.5", merge=MergeConfig(rule="touches", power=0.5)),
+    Way(name="adagrad", merge=MergeConfig(rule="adagrad")),
+    Way(name="agreement", merge=MergeConfig(rule="agreement")),
+    Way(name="sum, rate/W^.5", merge=MergeConfig(), rate_power=0.5),
+    Way(name="sum, alone at first", merge=MergeConfig(), lone_share=0.15),
+    Way(
+        name="agreement, alone at first",
+        merge=MergeConfig(rule="agreement"),
+        lone_share=0.15,
+    ),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Point:
+    """One training.
+
+    Attributes:
+        dataset: On which data.
+        kind: A cluster, or a simulation.
+        way: How differences were merged.
+        workers: How many.
+        batches: Mini-batches between exchanges.
+        seed: Of the parameters.
+        hit_rate: HitRate@50 on the test.
+        ndcg: NDCG@50 on the test.
+        samples_per_second: Of a cluster; NaN of a simulation.
+    """
+
+    dataset: str
+    kind: Literal["real", "simulated"]
+    way: str
+    workers: int
+    batches: int
+    seed: int
+    hit_rate: float
+    ndcg: float
+    samples_per_second: float
+
+
+class Bench:
+    """One data set, prepared, on which any point can be measured."""
+
+    def __init__(
+        self, dataset: Dataset, *, passes: int | None, max_questions: int, batch_size: int
+    ) -> None:
+        self._dataset = dataset
+        self._passes = passes or PASSES[dataset.name]
+        self._batch_size = batch_size
+        self._cut: Split = test_split(dataset, max_questions=max_questions)
+        self._frequency = FrequencyConfig(**FREQUENCY)
+
+    @property
+    def steps(self) -> int:
+        """Mini-batches of a training."""
+        return self._passes * -(-self._cut.training.num_rows // self._batch_size)
+
+    def simulate(self, way: Way, *, workers: int, batches: int, seed: int) -> Point:
+        """Trains a simulated cluster."""
+        model = TwoTower(self._dataset.specification, self._model(way, workers))
+        material = prepare(
+            self._cut.training, model, batch_size=self._batch_size, batches_per_range=batches
+        )
+        simulator = Simulator(
+            model,
+            batch_size=self._batch_size,
+            frequency=self._frequency,
+            merge=way.merge,
+            seed=seed,
+        )
+        ranges = [chunk.features for chunk in material.chunks] * self._passes
+        alone = int(way.lone_share * len(ranges))
+        simulator.run(ranges[:alone], workers=1)
+        simulator.run(ranges[alone:], workers=workers)
+        return self._point("simulated", way, (workers, batches, seed), simulator.parameters())
+
+    def real(self, way: Way, *, workers: int, batches: int, seed: int, folder: Path) -> Point:
+        """Trains a real cluster."""
+        archive = folder / f"{self._dataset.name}-samples"
+        if not archive.exists():
+            write_archive(self._cut.training, self._dataset.specification, archive)
+        trained = train(
+            folder / f"{self._dataset.name}-{way.name}-{workers}-{batches}-{seed}",
+            archive,
+            sections=(self._dataset.specification, self._model(way, workers), self._frequency),
+            schedule=Schedule(
+                workers=workers,
+                batches=batches,
+                merge=way.merge,
+                batch_size=self._batch_size,
+                passes=self._passes,
+                seed=seed,
+            ),
+        )
+        point = self._point("real", way, (workers, batches, seed), trained.parameters)
+        return dataclasses.replace(point, samples_per_second=trained.samples_per_second)
+
+    def _model(self, way: Way, workers: int) -> TwoTowerConfig:
+        temperature, rate = DEFAULT
+        settings = (temperature, rate / workers**way.rate_power)
+        return model_config(VARIANT, settings=settings, steps_per_pass=1)
+
+    def _point(
+        self,
+        kind: Literal["real", "simulated"],
+        way: Way,
+        numbers: tuple[int, int, int],
+        parameters: Mapping[str, np.ndarray],
+    ) -> Point:
+        workers, batches, seed = numbers
+        model = TwoTower(self._dataset.specification, self._model(way, workers))
+        quality = evaluate_model(model, parameters, self._cut.asked, cutoffs=[CUTOFF]).overall
+        point = Point(
+            dataset=self._dataset.name,
+            kind=kind,
+            way=way.name,
+            workers=workers,
+            batches=batches,
+            seed=seed,
+            hit_rate=quality.hit_rate[CUTOFF],
+            ndcg=quality.ndcg[CUTOFF],
+            samples_per_second=float("nan"),
+        )
+        logger.info(
+            "%s, %s: %s, %d workers, %d mini-batches, seed %d: HitRate@%d %.4f",
+            point.dataset,
+            kind,
+            way.name,
+            workers,
+            batches,
+            seed,
+            CUTOFF,
+            point.hit_rate,
+        )
+        return point
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What is measured.
+
+    Attributes:
+        seeds: Trainings per point.
+        real_workers, simulated_workers: Numbers of workers; 1 is the reference of both.
+        batches: Mini-batches between exchanges.
+        ways: Merge rules and other means, of the simulations.
+        real_ways: The same of the clusters.
+    """
+
+    seeds: int
+    real_workers: Sequence[int]
+    simulated_workers: Sequence[int]
+    batches: Sequence[int]
+    ways: Sequence[Way]
+    real_ways: Sequence[Way]
+
+
+def points(bench: Bench, plan: Plan, folder: Path) -> Iterator[Point]:
+    """Measures every point of a plan; one worker needs no rule, so it is measured with `sum`."""
+    started = time.monotonic()
+    for seed in range(1, plan.seeds + 1):
+        for batches in plan.batches:
+            for workers in plan.simulated_workers:
+                for way in plan.ways if workers > 1 else plan.ways[:1]:
+                    yield bench.simulate(way, workers=workers, batches=batches, seed=seed)
+    for batches in plan.batches:
+        for workers in plan.real_workers:
+            for way in plan.real_ways if workers > 1 else plan.real_ways[:1]:
+                yield bench.real(way, workers=workers, batches=batches, seed=1, folder=folder)
+    logger.info("all points in %.0f s", time.monotonic() - started)
