@@ -1,11 +1,11 @@
-"""Running one range on some worker, however many attempts it takes."""
+"""Running a flight of ranges on some worker, however many attempts it takes."""
 
 from __future__ import annotations
 
 import itertools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import tensorflow as tf
@@ -52,40 +52,67 @@ class RangeRunner:
         self._sequences = itertools.count(floor + 1)
 
     def run(
-        self, slot: int, wanted: Range, likely: Range | None, *, failed: Callable[[], bool]
-    ) -> tuple[dict[str, float], str]:
-        """Runs a range until it is applied; returns COUNTS and SUMS by name, and the worker.
+        self,
+        slots: Sequence[int],
+        ranges: Sequence[Range],
+        likely: Range | None,
+        *,
+        failed: Callable[[], bool],
+    ) -> list[tuple[dict[str, float], str]]:
+        """Runs a flight of ranges until all are applied.
 
         Args:
-            slot: The caller's own slot.
-            wanted: The range.
-            likely: A range that probably follows on the same worker.
+            slots: The caller's own slots, as many as a flight has places.
+            ranges: The ranges, so many or fewer.
+            likely: The range that probably follows on the same worker.
             failed: Whether the run has failed elsewhere, so that trying again is in vain.
+
+        Returns:
+            COUNTS and SUMS by name, and the worker, of each range.
 
         Raises:
             InputError: If the stream's records are not what the trainer is configured for.
             RestartNeededError: If a parameter server was lost.
         """
-        arguments = (
-            tf.constant([slot, next(self._sequences)], tf.int64),
-            tf.constant([wanted.partition.topic, (likely or wanted).partition.topic]),
-            tf.constant(_numbers(wanted) + _numbers(likely), tf.int64),
-        )
+        arguments = self._arguments(slots, ranges, likely)
         while True:
             scheduled = self._schedule(arguments)
             try:
-                counts, sums, detail = scheduled.fetch()
+                counts, sums, details = scheduled.fetch()
             except tf.errors.OpError as error:
                 if failed() or not _is_passing(error):
                     raise
-                logger.warning("%s is tried again: %s", wanted, type(error).__name__)
+                logger.warning("%s is tried again: %s", ranges[0], type(error).__name__)
                 time.sleep(_RETRY_SECONDS)
                 continue
-            report = dict(zip(COUNTS, (int(n) for n in counts), strict=True))
-            if report["status"] == Status.OK:
-                named = dict(zip(SUMS, (float(value) for value in sums), strict=True))
-                return report | named, bytes(detail).decode()
-            _explain(wanted, Status(report["status"]), bytes(detail).decode())
+            reports = [
+                (
+                    dict(zip(COUNTS, (int(n) for n in counts[place]), strict=True))
+                    | dict(zip(SUMS, (float(value) for value in sums[place]), strict=True)),
+                    bytes(details[place]).decode(),
+                )
+                for place in range(len(ranges))
+            ]
+            unread = [
+                (wanted, Status(int(report["status"])), detail)
+                for wanted, (report, detail) in zip(ranges, reports, strict=True)
+                if report["status"] != Status.OK
+            ]
+            if not unread:
+                return reports
+            _explain(*unread[0])
+
+    def _arguments(
+        self, slots: Sequence[int], ranges: Sequence[Range], likely: Range | None
+    ) -> tuple[tf.Tensor, ...]:
+        marks, topics, numbers = [], [], []
+        following = [*ranges[1:], likely]
+        for slot, wanted, after in itertools.zip_longest(slots, ranges, following):
+            # A place without a range has a number that counts nowhere.
+            marks.append([slot, 0 if wanted is None else next(self._sequences)])
+            topics.append([_topic(wanted), _topic(after)])
+            numbers.append(_numbers(wanted) + _numbers(after))
+        return tf.constant(marks, tf.int64), tf.constant(topics), tf.constant(numbers, tf.int64)
 
     def _schedule(self, arguments: tuple[tf.Tensor, ...]) -> Any:
         # A lost worker shows in `fetch`, if at all; a lost parameter server here.
@@ -108,6 +135,10 @@ def _explain(wanted: Range, status: Status, detail: str) -> None:
         raise RuntimeError(f"reading {wanted} failed in a worker: {detail}")
     logger.warning("the source cannot be read at present: %s", detail)
     time.sleep(_RETRY_SECONDS)
+
+
+def _topic(of: Range | None) -> str:
+    return "" if of is None else of.partition.topic
 
 
 def _numbers(of: Range | None) -> list[int]:

@@ -62,8 +62,9 @@ class ClusterConfig(_Section):
 
     parameter_servers: Annotated[int, Field(ge=1)] = 1
     workers: Annotated[int, Field(ge=1)] = 2
-    ranges_in_flight: Annotated[int, Field(ge=1, le=8)] = 2
-    """Ranges scheduled per worker at any time: one to train, the others to hide the latency."""
+    flight: Annotated[int, Field(ge=1, le=16)] = 4
+    """Ranges that a worker is given at a time; while it learns one, it reads and pulls the next and
+    pushes the one before. More keep the cores busier; a save waits until a flight has landed."""
     merge: MergeConfig = MergeConfig()
 
 

@@ -35,6 +35,7 @@ from streaming.worker.step import RangeFunction
 logger = logging.getLogger(__name__)
 
 _TICK_SECONDS = 0.2
+_CALLS_PER_WORKER = 1
 _DRAIN_SECONDS = 25.0  # within the 30 that Kubernetes grants by default
 _JUDGED_RECORDS = 100
 _FIRST_STALLS = 3
@@ -44,9 +45,9 @@ _WINDOW = 10_000  # records that are "the latest"
 class Coordinator:
     """One life of a training run's coordinator. Delivery: see `streaming.ledger`.
 
-    One thread per slot has one range in flight at a time, so a slot's next sequence number is used
-    only when its last range stands in the ledger. The main thread watches, asks the source how far
-    it reaches, and saves.
+    Each caller's thread has one flight of ranges out at a time, one range per slot of its own, so a
+    slot's next sequence number is used only when its last range stands in the ledger. The main
+    thread watches, asks the source how far it reaches, and saves.
     """
 
     def __init__(
@@ -129,13 +130,14 @@ class Coordinator:
         cluster = self._connect(self._topology)
         self._pulse.progressed()
         self._pulse.connected = True
-        slots = len(self._topology.workers) * self._config.cluster.ranges_in_flight
+        flight = self._config.cluster.flight
+        callers = len(self._topology.workers) * _CALLS_PER_WORKER
         self._state = ServerState(
             self._model,
             self._topology.ps_devices,
             frequency=self._config.frequency,
             seed=self._config.seed,
-            num_slots=slots,
+            num_slots=callers * flight,
             floor=floor,
         )
         self._state.merge_by(self._config.cluster.merge)
@@ -144,12 +146,19 @@ class Coordinator:
             self._state.trackables(),
             background=self._config.checkpoint.background,
         )
-        function = RangeFunction(self._state, batch_size=self._config.batch_size).build()
+        function = RangeFunction(
+            self._state, batch_size=self._config.batch_size, flight=flight
+        ).build()
         self._cluster = cluster
         self._runner = RangeRunner(cluster, function, floor=floor)
         self._threads = [
-            threading.Thread(target=self._work, args=[slot], name=f"slot-{slot}", daemon=True)
-            for slot in range(slots)
+            threading.Thread(
+                target=self._work,
+                args=[range(caller * flight, (caller + 1) * flight)],
+                name=f"caller-{caller}",
+                daemon=True,
+            )
+            for caller in range(callers)
         ]
 
     def _check_workers(self) -> None:
@@ -337,32 +346,37 @@ class Coordinator:
             position = self._feed.position()
             self._telemetry.tell(totals, gauges | position_figures(position))
 
-    # The slots' threads.
+    # The callers' threads.
 
-    def _work(self, slot: int) -> None:
+    def _work(self, slots: range) -> None:
         try:
-            while (taken := self._take()) is not None:
-                report, worker = self._runner.run(
-                    slot, *taken, failed=lambda: self._error is not None
-                )
-                self._commit(taken[0], report, worker=worker)
+            while (taken := self._take(len(slots))) is not None:
+                reports = self._runner.run(slots, *taken, failed=lambda: self._error is not None)
+                for done, (report, worker) in zip(taken[0], reports, strict=True):
+                    self._commit(done, report, worker=worker)
         except BaseException as error:  # noqa: BLE001 - the main thread raises it
             with self._changed:
                 self._error = self._error or error
                 self._changed.notify_all()
 
-    def _take(self) -> tuple[Range, Range | None] | None:
-        look_ahead = len(self._topology.workers)
+    def _take(self, most: int) -> tuple[list[Range], Range | None] | None:
+        """Returns a flight of up to `most` ranges and the one that probably follows it."""
+        look_ahead = most * (len(self._topology.workers) - 1) + 1
         while True:
             with self._changed:
                 if self._stopping or self._error is not None:
                     return None
-                taken = None
-                if not self._paused:
+                ranges: list[Range] = []
+                likely = None
+                while len(ranges) < most and not self._paused:
                     taken = self._feed.take(look_ahead=look_ahead, now=time.monotonic())
-                if taken is not None:
+                    if taken is None:
+                        break
+                    ranges.append(taken[0])
+                    likely = taken[1]
                     self._in_flight += 1
-                    return taken
+                if ranges:
+                    return ranges, likely
                 self._changed.wait(_TICK_SECONDS)
 
     def _commit(self, done: Range, report: Mapping[str, float], *, worker: str) -> None:

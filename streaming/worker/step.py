@@ -3,6 +3,10 @@
 This is the function that the coordinator schedules. It runs on a worker; what it pulls and pushes
 runs on the parameter servers. Between the two, mini-batches update a local copy of just the rows
 that the range touches, which is Downpour SGD's form of asynchrony (Dean et al. 2012).
+
+One call runs a *flight* of ranges. Each is a transaction of its own, but while one is learned the
+next is read and pulled, and the one before is pushed: else the cores would wait for the exchange.
+So a range does not see the push of the one right before it, as if two workers took turns.
 """
 
 from __future__ import annotations
@@ -30,12 +34,12 @@ _ANONYMOUS = "cd2c89b7-88b7-44c8-ad83-06c2a9158347"  # ResourceHandle::ANONYMOUS
 
 
 class Report(NamedTuple):
-    """What a range did, as the coordinator receives it.
+    """What ranges did, as the coordinator receives it.
 
     Attributes:
-        counts: [len(COUNTS)] int64.
-        sums: [len(SUMS)] float32.
-        detail: string scalar, what went wrong, or the worker's name.
+        counts: [flight, len(COUNTS)] int64.
+        sums: [flight, len(SUMS)] float32.
+        detail: [flight] string, what went wrong, or the worker's name.
     """
 
     counts: tf.Tensor
@@ -78,13 +82,36 @@ def range_inputs(model: Model, frequency: FrequencyConfig) -> list[Input]:
     return inputs
 
 
-class RangeFunction:
-    """Builds the function that a worker runs per range."""
+class _Ready(NamedTuple):
+    """A range that was read, with all that its mini-batches need.
 
-    def __init__(self, state: ServerState, *, batch_size: int) -> None:
+    Attributes:
+        mark: (slot, sequence), int64 scalars; the sequence is 0 if nothing may be learned.
+        read: What the reader counted, by `reader.COUNTS`.
+        detail: string scalar, see `Report`.
+        seen: Its samples.
+        features: Encoded inputs; ids are row numbers of what was pulled.
+        extra: Draws from the corpus.
+        pulled: The state as it was before.
+    """
+
+    mark: tuple[tf.Tensor, tf.Tensor]
+    read: tf.Tensor
+    detail: tf.Tensor
+    seen: _Seen
+    features: Mapping[str, FeatureValue]
+    extra: RangeNegatives
+    pulled: Pulled
+
+
+class RangeFunction:
+    """Builds the function that a worker runs for a flight of ranges."""
+
+    def __init__(self, state: ServerState, *, batch_size: int, flight: int = 1) -> None:
         self._state = state
         self._model = state.model
         self._batch_size = batch_size
+        self._flight = flight
         self._mini_batches = MiniBatches(state.model, batch_size=batch_size)
         self._inputs = range_inputs(state.model, state.frequency)
         if state.frequency.per_scenario and state.model.corpus is not None:
@@ -94,18 +121,36 @@ class RangeFunction:
             )
 
     def build(self) -> tf.types.experimental.PolymorphicFunction:
-        """Returns the function to schedule: (mark [2], topics [2], numbers [6]) to a `Report`.
+        """Returns the function to schedule, for as many ranges as a flight has.
 
-        `mark` is (slot, sequence); `topics` and `numbers` are as in `reader.read_range`.
+        It takes marks [flight, 2], topics [flight, 2] and numbers [flight, 6] and returns a
+        `Report` of arrays [flight, ...]. A mark is (slot, sequence); topics and numbers of each
+        range are as in `reader.read_range`. A flight may be filled up with empty ranges.
         """
         signature = [
-            tf.TensorSpec([2], tf.int64),
-            tf.TensorSpec([2], tf.string),
-            tf.TensorSpec([6], tf.int64),
+            tf.TensorSpec([self._flight, 2], tf.int64),
+            tf.TensorSpec([self._flight, 2], tf.string),
+            tf.TensorSpec([self._flight, 6], tf.int64),
         ]
         return tf.function(self._run, input_signature=signature, autograph=False)
 
-    def _run(self, mark: tf.Tensor, topics: tf.Tensor, numbers: tf.Tensor) -> Report:
+    def _run(self, marks: tf.Tensor, topics: tf.Tensor, numbers: tf.Tensor) -> Report:
+        arguments = list(zip(*map(tf.unstack, (marks, topics, numbers)), strict=True))
+        # The order in which the graph is built is the order in which the servers' variables are
+        # read and written: pull 0, pull 1, push 0, pull 2, push 1, ...
+        ready = [self._prepare(*arguments[0])]
+        reports: list[Report] = []
+        for place, current in enumerate(ready):
+            if place + 1 < self._flight:
+                before = reports[place - 1].sums if place else current.read
+                with tf.control_dependencies([before]):
+                    ready.append(self._prepare(*arguments[place + 1]))
+            reports.append(self._finish(current))
+        return Report._make(tf.stack(parts) for parts in zip(*reports, strict=True))
+
+    def _prepare(self, mark: tf.Tensor, topics: tf.Tensor, numbers: tf.Tensor) -> _Ready:
+        """Reads a range and pulls what it needs."""
+        topics, numbers = tf.identity(topics), tf.identity(numbers)  # not before they may
         read, detail, raw = reader.read_range(topics, numbers, self._inputs)
         num_samples = read[1]
         num_batches = -(-num_samples // self._batch_size)
@@ -114,11 +159,24 @@ class RangeFunction:
         corpus_probability, corpus = self._draws(topics[0], numbers, seen)
         # A range that could not be read must not be marked: 0 is below every sequence number.
         sequence = tf.where(tf.equal(read[0], reader.Status.OK), mark[1], tf.zeros_like(mark[1]))
-        extra = RangeNegatives(corpus_probability, corpus, None)
-        learned, outcome = self._learn((mark[0], sequence), seen, extra)
-        counts = tf.concat([read, [num_batches, outcome.applied, outcome.torn]], axis=0)
+        features, corpus, used = compact_all(self._model.encode(raw), corpus, self._model)
+        return _Ready(
+            mark=(mark[0], sequence),
+            read=read,
+            detail=detail,
+            seen=seen,
+            features=features,
+            extra=RangeNegatives(corpus_probability, corpus, None),
+            pulled=self._state.pull(used),
+        )
+
+    def _finish(self, ready: _Ready) -> Report:
+        """Learns a range and pushes what it has changed."""
+        learned, outcome = self._learn(ready)
+        num_batches = ready.seen.num_batches
+        counts = tf.concat([ready.read, [num_batches, outcome.applied, outcome.torn]], axis=0)
         sums = tf.concat([[learned.loss_sum], *learned.drift], axis=0)
-        return Report(counts, sums, detail)
+        return Report(counts, sums, ready.detail)
 
     def _frequencies(
         self, raw: Mapping[str, FeatureValue], num_batches: tf.Tensor
@@ -164,21 +222,16 @@ class RangeFunction:
         gaps = self._state.pull_rows(mean_gap, self._state.route(distinct, mean_gap))
         return freq.probability(tf.gather(gaps, tf.reshape(positions, tf.shape(buckets))))
 
-    def _learn(
-        self, mark: tuple[tf.Tensor, tf.Tensor], seen: _Seen, extra: RangeNegatives
-    ) -> tuple[Learned, PushOutcome]:
-        features, corpus, used = compact_all(
-            self._model.encode(seen.raw), extra.corpus, self._model
-        )
-        pulled = self._state.pull(used)
+    def _learn(self, ready: _Ready) -> tuple[Learned, PushOutcome]:
+        pulled, seen = ready.pulled, ready.seen
         copies = {name: _local_copy(parameter) for name, parameter in pulled.parameters.items()}
         bank = _local_bank(pulled)
         progress = self._mini_batches.learn(
-            features,
+            ready.features,
             copies,
             probability=seen.probability,
             num_samples=seen.num_samples,
-            extra=extra._replace(corpus=corpus, bank=bank),
+            extra=ready.extra._replace(bank=bank),
         )
         # The copies change inside the loop, so they are read once it has run.
         with tf.control_dependencies([progress.loss_sum]):
@@ -190,7 +243,7 @@ class RangeFunction:
             for handle in _present([*copies.values(), bank and bank.handles]):
                 tf.raw_ops.DestroyResourceOp(resource=handle)
         outcome = self._state.push(
-            mark,
+            ready.mark,
             pulled=pulled,
             learned=learned,
             sightings=seen.sightings,

@@ -116,7 +116,12 @@ class Run:
         config = TrainConfig(
             directory=str(self.folder),
             source={"archive": {"directory": "not-used"}},
-            **{"batch_size": 5, "batches_per_range": 4, "watch": {"stall_seconds": 120.0}}
+            **{
+                "batch_size": 5,
+                "batches_per_range": 4,
+                "watch": {"stall_seconds": 120.0},
+                "cluster": {"flight": 1},  # one range a call, so that tests can say which
+            }
             | settings,
         )
         model = CountingModel(SAMPLES)
@@ -197,6 +202,13 @@ def test_or_it_is_counted_and_the_run_goes_on(run):
     assert ledger.totals.torn >= 1
     assert ledger.totals.samples == SAMPLES
     assert np.count_nonzero(run.counters() != 1) > 0  # the torn part is what the count stands for
+
+
+def test_flights_of_ranges_count_each_range_once(run):
+    ledger = run.coordinator(cluster={"flight": 3}).run()  # 20 ranges: the last flights are short
+    assert ledger.totals.samples == SAMPLES
+    assert ledger.totals.batches == SAMPLES // 5
+    assert run.counters().tolist() == [1.0] * SAMPLES
 
 
 def test_a_second_life_goes_on_where_the_first_was_stopped(run):

@@ -64,9 +64,11 @@ def run_cluster(
             f"{run.name}: exit {process.returncode}\n{(run / 'log').read_text()[-4000:]}"
         )
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    first, last = lines[0], lines[-2]
+    # Not from before the first range, nor from after the last, which are start and end.
+    begin = next(place for place, line in enumerate(lines) if line["stream/samples"])
+    first, last = lines[begin], lines[-2]
     count = last["stream/samples"] - first["stream/samples"]
-    spent = used[len(lines) - 1] - used[1]
+    spent = used[len(lines) - 1] - used[begin + 1]
     return Speed(count / (last["time"] - first["time"]), spent / count * 1e6)
 
 

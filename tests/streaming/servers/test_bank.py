@@ -13,7 +13,7 @@ from models.contract import Candidates
 from streaming.config import FrequencyConfig
 from streaming.servers.bank import Bank
 from streaming.servers.state import ServerState
-from streaming.worker.step import SUMS, RangeFunction
+from streaming.worker.step import SUMS, RangeFunction, Report
 from tests.streaming.remembering import Remembering
 
 FLOOR = 1000
@@ -47,11 +47,12 @@ def make(servers: int, *, warm_up: int = 0, size: int = SIZE) -> tuple[ServerSta
 
 
 def run(function, sequence: int, start: int, end: int):
-    return function(
-        tf.constant([0, FLOOR + sequence], tf.int64),
-        tf.constant(["numbers", "numbers"]),
-        tf.constant([0, start, end, 0, 0, 0], tf.int64),
+    report = function(
+        tf.constant([[0, FLOOR + sequence]], tf.int64),
+        tf.constant([["numbers", "numbers"]]),
+        tf.constant([[0, start, end, 0, 0, 0]], tf.int64),
     )
+    return Report(*[values[0] for values in report])
 
 
 def held(state: ServerState) -> dict[str, list]:

@@ -57,14 +57,15 @@ def read_now(reader: RangeReader, start: int, end: int) -> list[np.ndarray]:
 
 
 def run(function, *, slot: int, sequence: int, start: int, end: int) -> Report:
-    return function(
-        tf.constant([slot, sequence], tf.int64),
-        tf.constant(["numbers", "numbers"]),
-        tf.constant([0, start, end, 0, 0, 0], tf.int64),
+    report = function(
+        tf.constant([[slot, sequence]], tf.int64),
+        tf.constant([["numbers", "numbers"]]),
+        tf.constant([[0, start, end, 0, 0, 0]], tf.int64),
     )
+    return Report(*[values[0] for values in report])
 
 
-def make(model, source, tmp_path: Path, *, servers: int, batch_size: int = 8):
+def make(model, source, tmp_path: Path, *, servers: int, batch_size: int = 8, flight: int = 1):
     RangeReader(source, model.inputs, dead_letters=DeadLetterFiles(tmp_path / "dead")).register(
         "run"
     )
@@ -76,7 +77,7 @@ def make(model, source, tmp_path: Path, *, servers: int, batch_size: int = 8):
         num_slots=2,
         floor=FLOOR,
     )
-    return state, RangeFunction(state, batch_size=batch_size).build()
+    return state, RangeFunction(state, batch_size=batch_size, flight=flight).build()
 
 
 def table_of(state: ServerState, name: str) -> np.ndarray:
@@ -170,13 +171,24 @@ def test_rejects_are_counted_and_written_once_however_often_they_are_read(tmp_pa
 def test_a_read_ahead_is_used(tmp_path):
     source = NumberSource()
     state, function = make(CountingModel(50), source, tmp_path, servers=1)
-    mark = tf.constant([0, FLOOR + 1], tf.int64)
-    topics = tf.constant(["numbers", "numbers"])
-    function(mark, topics, tf.constant([0, 0, 10, 0, 10, 20], tf.int64))
-    mark = tf.constant([0, FLOOR + 2], tf.int64)
-    function(mark, topics, tf.constant([0, 10, 20, 0, 0, 0], tf.int64))
+    topics = tf.constant([["numbers", "numbers"]])
+    function([[0, FLOOR + 1]], topics, tf.constant([[0, 0, 10, 0, 10, 20]], tf.int64))
+    function([[0, FLOOR + 2]], topics, tf.constant([[0, 10, 20, 0, 0, 0]], tf.int64))
     assert source.reads == 2
     assert table_of(state, "counter").sum() == 20
+
+
+def test_a_flight_is_a_transaction_per_range_and_may_have_empty_places(tmp_path):
+    state, function = make(CountingModel(50), NumberSource(), tmp_path, servers=2, flight=3)
+    marks = [[0, FLOOR + 1], [1, FLOOR], [1, 0]]  # in time, too late, a place without a range
+    numbers = [[0, 0, 10, 0, 10, 20], [0, 10, 20, 0, 0, 0], [0, 0, 0, 0, 0, 0]]
+    topics = [["numbers", "numbers"], ["numbers", ""], ["", ""]]
+    report = function(
+        tf.constant(marks, tf.int64), tf.constant(topics), tf.constant(numbers, tf.int64)
+    )
+    assert report.counts.numpy()[:, 1].tolist() == [10, 10, 0]  # samples read
+    assert report.counts.numpy()[:, 7].tolist() == [2, 0, 0]  # servers that applied them
+    assert np.flatnonzero(table_of(state, "counter")).tolist() == list(range(10))
 
 
 class Regression:
