@@ -50,6 +50,7 @@ class Schedule:
         batch_size: Samples per mini-batch.
         passes: Over the archive.
         seed: Of the parameters.
+        flight: Ranges that a worker is given at a time.
     """
 
     workers: int
@@ -58,6 +59,7 @@ class Schedule:
     batch_size: int
     passes: int
     seed: int
+    flight: int
 
 
 def write_archive(samples: pa.Table, specification: Specification, folder: Path) -> None:
@@ -123,6 +125,7 @@ def train(
             "cluster": {
                 "parameter_servers": 1,
                 "workers": schedule.workers,
+                "flight": schedule.flight,
                 "merge": schedule.merge.model_dump(mode="json"),
             },
         },

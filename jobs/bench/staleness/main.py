@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("jobs.bench.staleness").setLevel(logging.INFO)
     use_one_core()
     from jobs.bench.staleness import report
-    from jobs.bench.staleness.measure import BATCH_SIZE, WAYS, Bench, Plan, points
+    from jobs.bench.staleness.measure import WAYS, Bench, Plan, points
 
     names = {way.name: way for way in WAYS}
     plan = Plan(
@@ -39,12 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = []
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder:
         for dataset in loaded:
-            bench = Bench(
-                dataset,
-                passes=arguments.passes,
-                max_questions=arguments.questions,
-                batch_size=BATCH_SIZE,
-            )
+            bench = Bench(dataset, passes=arguments.passes, max_questions=arguments.questions)
             found += list(points(bench, plan, Path(folder)))
     report.show(found)
     if arguments.out is not None:

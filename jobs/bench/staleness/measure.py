@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 
@@ -19,13 +19,18 @@ from jobs.bench.staleness.simulate import Simulator
 from models.config import TwoTowerConfig
 from models.evaluate import evaluate_model
 from models.two_tower import TwoTower
-from streaming.config import FrequencyConfig, MergeConfig
+from streaming.config import ClusterConfig, FrequencyConfig, MergeConfig
 
 logger = logging.getLogger(__name__)
 
-BATCH_SIZE: Final = 256
-PASSES: Final[Mapping[str, int]] = {"movielens": 8, "taobao": 6, "retailrocket": 4}
+SIZES: Final[Mapping[str, tuple[int, int]]] = {
+    "movielens": (64, 4),
+    "taobao": (256, 4),
+    "retailrocket": (64, 3),
+}
+"""Samples per mini-batch and passes: small mini-batches, for thousands of steps."""
 CUTOFF: Final = 50
+_SEED: Final = 1
 VARIANT: Final = next(variant for variant in VARIANTS if variant.name == "all")
 
 
@@ -47,20 +52,30 @@ class Way:
     lone_share: float = 0.0
 
 
-WAYS: Final = (
+RULES: Final = (
     Way(name="sum", merge=MergeConfig()),
     Way(name="touches", merge=MergeConfig(rule="touches")),
     Way(name="touches^.5", merge=MergeConfig(rule="touches", power=0.5)),
     Way(name="adagrad", merge=MergeConfig(rule="adagrad")),
     Way(name="agreement", merge=MergeConfig(rule="agreement")),
+)
+"""What a cluster can be configured to do: every number of workers and of mini-batches."""
+
+_LONE = 0.15
+IDEAS: Final = (
     Way(name="sum, rate/W^.5", merge=MergeConfig(), rate_power=0.5),
-    Way(name="sum, alone at first", merge=MergeConfig(), lone_share=0.15),
-    Way(
-        name="agreement, alone at first",
-        merge=MergeConfig(rule="agreement"),
-        lone_share=0.15,
+    Way(name="touches, rate*W^.5", merge=MergeConfig(rule="touches"), rate_power=-0.5),
+    *(
+        dataclasses.replace(way, name=f"{way.name}, alone at first", lone_share=_LONE)
+        for way in RULES
     ),
 )
+"""Further means, at the number of workers of the aim: the learning rate by workers; and a start by
+one worker, until embeddings have grown out of their beginning, where all workers move alike."""
+_TWIN_WORKERS: Final = 2
+AIMED: Final = (8, 8)
+"""Workers and mini-batches at which ideas are tried."""
+WAYS: Final = (*RULES, *IDEAS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,7 +84,7 @@ class Point:
 
     Attributes:
         dataset: On which data.
-        kind: A cluster, or a simulation.
+        kind: `simulated`, `real`, or `real, flight 1` where a worker holds one range at a time.
         way: How differences were merged.
         workers: How many.
         batches: Mini-batches between exchanges.
@@ -80,7 +95,7 @@ class Point:
     """
 
     dataset: str
-    kind: Literal["real", "simulated"]
+    kind: str
     way: str
     workers: int
     batches: int
@@ -93,12 +108,10 @@ class Point:
 class Bench:
     """One data set, prepared, on which any point can be measured."""
 
-    def __init__(
-        self, dataset: Dataset, *, passes: int | None, max_questions: int, batch_size: int
-    ) -> None:
+    def __init__(self, dataset: Dataset, *, passes: int | None, max_questions: int) -> None:
         self._dataset = dataset
-        self._passes = passes or PASSES[dataset.name]
-        self._batch_size = batch_size
+        self._batch_size, own = SIZES[dataset.name]
+        self._passes = passes or own
         self._cut: Split = test_split(dataset, max_questions=max_questions)
         self._frequency = FrequencyConfig(**FREQUENCY)
 
@@ -126,13 +139,15 @@ class Bench:
         simulator.run(ranges[alone:], workers=workers)
         return self._point("simulated", way, (workers, batches, seed), simulator.parameters())
 
-    def real(self, way: Way, *, workers: int, batches: int, seed: int, folder: Path) -> Point:
-        """Trains a real cluster."""
+    def real(
+        self, way: Way, *, workers: int, batches: int, folder: Path, flight: int | None
+    ) -> Point:
+        """Trains a real cluster; a flight of None is the default."""
         archive = folder / f"{self._dataset.name}-samples"
         if not archive.exists():
             write_archive(self._cut.training, self._dataset.specification, archive)
         trained = train(
-            folder / f"{self._dataset.name}-{way.name}-{workers}-{batches}-{seed}",
+            folder / f"{self._dataset.name}-{way.name}-{workers}-{batches}-{flight}",
             archive,
             sections=(self._dataset.specification, self._model(way, workers), self._frequency),
             schedule=Schedule(
@@ -141,10 +156,12 @@ class Bench:
                 merge=way.merge,
                 batch_size=self._batch_size,
                 passes=self._passes,
-                seed=seed,
+                seed=_SEED,
+                flight=flight or ClusterConfig().flight,
             ),
         )
-        point = self._point("real", way, (workers, batches, seed), trained.parameters)
+        kind = "real" if flight is None else f"real, flight {flight}"
+        point = self._point(kind, way, (workers, batches, _SEED), trained.parameters)
         return dataclasses.replace(point, samples_per_second=trained.samples_per_second)
 
     def _model(self, way: Way, workers: int) -> TwoTowerConfig:
@@ -154,7 +171,7 @@ class Bench:
 
     def _point(
         self,
-        kind: Literal["real", "simulated"],
+        kind: str,
         way: Way,
         numbers: tuple[int, int, int],
         parameters: Mapping[str, np.ndarray],
@@ -192,10 +209,10 @@ class Plan:
     """What is measured.
 
     Attributes:
-        seeds: Trainings per point.
+        seeds: Trainings per simulated point.
         real_workers, simulated_workers: Numbers of workers; 1 is the reference of both.
         batches: Mini-batches between exchanges.
-        ways: Merge rules and other means, of the simulations.
+        ways: Rules and ideas of the simulations; ideas at `AIMED` alone.
         real_ways: The same of the clusters.
     """
 
@@ -209,14 +226,20 @@ class Plan:
 
 def points(bench: Bench, plan: Plan, folder: Path) -> Iterator[Point]:
     """Measures every point of a plan; one worker needs no rule, so it is measured with `sum`."""
-    started = time.monotonic()
-    for seed in range(1, plan.seeds + 1):
-        for batches in plan.batches:
-            for workers in plan.simulated_workers:
-                for way in plan.ways if workers > 1 else plan.ways[:1]:
-                    yield bench.simulate(way, workers=workers, batches=batches, seed=seed)
-    for batches in plan.batches:
-        for workers in plan.real_workers:
-            for way in plan.real_ways if workers > 1 else plan.real_ways[:1]:
-                yield bench.real(way, workers=workers, batches=batches, seed=1, folder=folder)
-    logger.info("all points in %.0f s", time.monotonic() - started)
+    for batches, workers in itertools.product(plan.batches, plan.simulated_workers):
+        for way in _ways(plan.ways, workers, batches):
+            for seed in range(1, plan.seeds + 1):
+                yield bench.simulate(way, workers=workers, batches=batches, seed=seed)
+    for batches, workers in itertools.product(plan.batches, plan.real_workers):
+        for way in _ways(plan.real_ways, workers, batches):
+            yield bench.real(way, workers=workers, batches=batches, folder=folder, flight=None)
+    for batches, workers in itertools.product(plan.batches, plan.real_workers):
+        if batches == AIMED[1] and workers <= _TWIN_WORKERS:
+            # As the simulation is: a worker pulls a range when it has pushed the one before.
+            yield bench.real(RULES[0], workers=workers, batches=batches, folder=folder, flight=1)
+
+
+def _ways(ways: Sequence[Way], workers: int, batches: int) -> Sequence[Way]:
+    if workers == 1:
+        return RULES[:1]
+    return [way for way in ways if way not in IDEAS or (workers, batches) == AIMED]

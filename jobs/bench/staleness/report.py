@@ -20,12 +20,21 @@ AIM = 0.02
 
 
 def reference(points: Sequence[Point], *, kind: str, dataset: str) -> float:
-    """Returns the mean quality of one worker that exchanges after each mini-batch, or seldom."""
-    alone = [p for p in points if (p.kind, p.dataset, p.workers) == (kind, dataset, 1)]
+    """Returns the mean quality of one worker that is never stale, or as little as was measured.
+
+    A cluster's worker that holds several ranges is stale by its own; so clusters of any flight are
+    measured by one that holds one range, where there is such a point.
+    """
+    real = kind != "simulated"
+    alone = [
+        p
+        for p in points
+        if (p.kind != "simulated") == real and (p.dataset, p.workers) == (dataset, 1)
+    ]
     if not alone:
         return math.nan
-    fewest = min(p.batches for p in alone)
-    return statistics.fmean(p.hit_rate for p in alone if p.batches == fewest)
+    least = min((p.kind == "real", p.batches) for p in alone)
+    return statistics.fmean(p.hit_rate for p in alone if (p.kind == "real", p.batches) == least)
 
 
 def quality_table(points: Sequence[Point], *, kind: str, dataset: str) -> Table:
@@ -35,7 +44,7 @@ def quality_table(points: Sequence[Point], *, kind: str, dataset: str) -> Table:
     batches = sorted({p.batches for p in mine})
     table = Table(
         title=f"{dataset}, {kind}: HitRate@{CUTOFF} over one worker's {base:.4f}"
-        + (", samples/s" if kind == "real" else ""),
+        + (", samples/s" if kind.startswith("real") else ""),
         title_justify="left",
     )
     table.add_column("workers", justify="right")
@@ -110,10 +119,10 @@ def choices(points: Sequence[Point]) -> list[Choice]:
 def agreement(points: Sequence[Point]) -> Table:
     """Returns how close the simulation came to clusters, where both were measured."""
     table = Table(title="simulation against cluster, relative to one worker", title_justify="left")
-    for heading in ("data set", "workers", "merge", "every", "real", "simulated"):
+    for heading in ("data set", "cluster", "workers", "merge", "every", "real", "simulated"):
         table.add_column(heading, justify="right")
     for p in points:
-        if p.kind != "real":
+        if not p.kind.startswith("real"):
             continue
         key = (p.dataset, p.workers, p.way, p.batches)
         twins = [
@@ -122,9 +131,9 @@ def agreement(points: Sequence[Point]) -> Table:
             if q.kind == "simulated" and (q.dataset, q.workers, q.way, q.batches) == key
         ]
         if twins:
-            ours = p.hit_rate / reference(points, kind="real", dataset=p.dataset)
+            ours = p.hit_rate / reference(points, kind=p.kind, dataset=p.dataset)
             other = statistics.fmean(twins) / reference(points, kind="simulated", dataset=p.dataset)
-            cells = (p.dataset, str(p.workers), p.way, str(p.batches))
+            cells = (p.dataset, p.kind, str(p.workers), p.way, str(p.batches))
             table.add_row(*cells, f"{ours:.3f}", f"{other:.3f}")
     return table
 
