@@ -31,7 +31,7 @@ from pipeline.manifest import MANIFEST_NAME, read_manifest, sample_files
 from pipeline.samples import SamplesConfig
 from pipeline.schema import InputError, conform
 from pipeline.specification import Specification
-from streaming.checkpoint import load_checkpoint, newest_checkpoint
+from streaming.checkpoints.store import load_checkpoint, newest_checkpoint
 from streaming.config import TrainConfig
 
 logger = logging.getLogger(__name__)

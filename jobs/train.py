@@ -240,7 +240,7 @@ class TrainingProcess:
 
     def _life(self, topology: Topology) -> int:
         from streaming.attempts import PASSING, RestartNeededError
-        from streaming.checkpoint import NoSpaceError
+        from streaming.checkpoints.store import NoSpaceError
         from streaming.coordinator import Coordinator
         from streaming.watch.outlets import Lines
 

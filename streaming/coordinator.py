@@ -17,12 +17,12 @@ import tensorflow as tf
 from models.contract import Model
 from pipeline.schema import InputError
 from streaming.attempts import Cluster, RangeRunner, RestartNeededError
-from streaming.checkpoint import CheckpointStore, Freshness, NoSpaceError
+from streaming.checkpoints.saver import Saved, Saver, Schedule, Snapshot
+from streaming.checkpoints.store import CheckpointStore, Freshness, NoSpaceError
 from streaming.cluster import Topology, connect
 from streaming.config import TrainConfig
 from streaming.feed import Feed
 from streaming.ledger import Ledger, Totals
-from streaming.saver import Saved, Saver, Schedule, Snapshot
 from streaming.servers.state import ServerState
 from streaming.source import Range, Source
 from streaming.watch.endpoints import Endpoints

@@ -42,7 +42,7 @@ from pipeline.manifest import Manifest, read_manifest
 from pipeline.samples import SamplesConfig
 from pipeline.schema import InputError
 from pipeline.specification import Specification
-from streaming.checkpoint import load_checkpoint
+from streaming.checkpoints.store import load_checkpoint
 from streaming.config import TrainConfig
 
 CONFIG: Final = Path(__file__).parent.parent / "configs" / "movielens.yaml"

@@ -20,7 +20,7 @@ from models.evaluate import Questions, questions
 from models.index import latest_items
 from pipeline.schema import HISTORY_ITEM_ID, ITEM_ID, SCENARIO, TIMESTAMP_MS, USER_ID
 from pipeline.specification import Specification
-from streaming.checkpoint import load_checkpoint
+from streaming.checkpoints.store import load_checkpoint
 from streaming.config import TrainConfig
 from streaming.servers.frequency import bucket_numbers, probability
 

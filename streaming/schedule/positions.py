@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from pipeline.schema import InputError
-from streaming.checkpoint import load_ledger
+from streaming.checkpoints.store import load_ledger
 from streaming.config import StartConfig
 from streaming.ledger import Ledger
 from streaming.source import Partition, Source

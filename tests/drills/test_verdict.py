@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from streaming.checkpoint import CheckpointStore
+from streaming.checkpoints.store import CheckpointStore
 from streaming.config import FrequencyConfig
 from streaming.ledger import Ledger, Totals
 from streaming.source import Partition, Range

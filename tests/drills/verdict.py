@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from streaming.checkpoint import load_checkpoint
+from streaming.checkpoints.store import load_checkpoint
 from tests.drills.stream import TOPIC
 from tests.drills.training import BATCHES_PER_RANGE
 

@@ -17,7 +17,7 @@ from jobs.settings import load_settings
 from models.bundle import prune, read_manifest, resolve_version, verify_bundle, versions
 from models.config import TwoTowerConfig
 from pipeline.schema import InputError
-from streaming.checkpoint import CheckpointStore, Freshness
+from streaming.checkpoints.store import CheckpointStore, Freshness
 from streaming.ledger import Ledger
 from tests.jobs.toy_run import write_run
 from tests.models import toy

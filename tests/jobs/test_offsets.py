@@ -13,7 +13,7 @@ from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from jobs.main import run_job
 from jobs.offsets import main
 from pipeline.topics.record import encode
-from streaming.checkpoint import CheckpointStore, load_ledger
+from streaming.checkpoints.store import CheckpointStore, load_ledger
 from streaming.ledger import Ledger, Totals
 from streaming.source import Partition
 from tests.jobs.toy_run import write_run

@@ -19,7 +19,7 @@ from kafka import KafkaProducer
 from jobs.main import main
 from pipeline.publish import PublishConfig, publish
 from pipeline.specification import Specification
-from streaming.checkpoint import load_checkpoint
+from streaming.checkpoints.store import load_checkpoint
 from tests.sample_folder import write_samples
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]

@@ -9,7 +9,7 @@ import tensorflow as tf
 import yaml
 
 from pipeline.manifest import MANIFEST_NAME, read_manifest
-from streaming.checkpoint import CheckpointStore
+from streaming.checkpoints.store import CheckpointStore
 from streaming.ledger import Ledger
 from tests.models import toy
 from tests.sample_folder import write_samples

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from pipeline.schema import InputError
-from streaming.checkpoint import CheckpointStore, NoSpaceError, load_checkpoint
+from streaming.checkpoints.lives import FencedError
+from streaming.checkpoints.store import CheckpointStore, NoSpaceError, load_checkpoint
 from streaming.config import FrequencyConfig
 from streaming.ledger import Ledger, Totals
-from streaming.lives import FencedError
 from streaming.source import Partition, Range
 
 import tensorflow as tf  # isort: skip

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.schema import InputError
-from streaming.checkpoint import load_checkpoint
+from streaming.checkpoints.store import load_checkpoint
 from streaming.cluster import Topology
 from streaming.config import TrainConfig
 from streaming.source import Partition, Range, ReadResult, Reject, SourceUnavailableError

@@ -22,7 +22,7 @@ import pytest
 import yaml
 
 from pipeline.specification import Specification
-from streaming.checkpoint import load_checkpoint
+from streaming.checkpoints.store import load_checkpoint
 from tests.sample_folder import write_samples
 from tests.streaming.counting_run import CUT, HELD, RELEASED
 

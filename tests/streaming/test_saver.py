@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from streaming.checkpoint import CheckpointStore, Freshness, NoSpaceError, load_checkpoint
+from streaming.checkpoints.saver import Saver, Schedule, Snapshot
+from streaming.checkpoints.store import CheckpointStore, Freshness, NoSpaceError, load_checkpoint
 from streaming.config import CheckpointConfig
 from streaming.ledger import Ledger
-from streaming.saver import Saver, Schedule, Snapshot
 from tests.streaming.test_checkpoint import fill, make_state, values
 from tests.streaming.test_coordinator import SAMPLES, Run, _wait_until
 from tests.streaming.test_coordinator import run as run

@@ -19,7 +19,7 @@ from models.config import TwoTowerConfig
 from pipeline.manifest import MANIFEST_NAME, Manifest, OutputFile
 from pipeline.schema import schema_fingerprint
 from pipeline.specification import Specification
-from streaming.checkpoint import load_checkpoint
+from streaming.checkpoints.store import load_checkpoint
 from streaming.config import FrequencyConfig, MergeConfig
 
 _DAY = "1970-01-01"

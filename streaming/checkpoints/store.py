@@ -7,7 +7,7 @@ is found out, and the one before it used: by the sizes, and by the checksum that
 every tensor and compares when it reads. (A second one of whole files would have training wait while
 the state is read back.)
 
-Who may write is settled in `streaming.lives`.
+Who may write is settled in `streaming.checkpoints.lives`.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ import tensorflow as tf
 
 from pipeline import durable
 from pipeline.schema import InputError
+from streaming.checkpoints.lives import Lives
 from streaming.ledger import Ledger
-from streaming.lives import Lives
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from streaming.checkpoint import CheckpointStore, Freshness
+from streaming.checkpoints.store import CheckpointStore, Freshness
 from streaming.config import CheckpointConfig
 from streaming.ledger import Ledger
 from streaming.servers.shadow import Shadow

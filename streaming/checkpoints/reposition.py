@@ -11,10 +11,10 @@ from typing import Any
 
 from pipeline import durable
 from pipeline.schema import InputError
-from streaming.checkpoint import MANIFEST, checkpoint_folders, read_newest
+from streaming.checkpoints.lives import Lives
+from streaming.checkpoints.store import MANIFEST, checkpoint_folders, read_newest
 from streaming.config import StartConfig
 from streaming.ledger import Ledger
-from streaming.lives import Lives
 from streaming.schedule.positions import first_ledger
 from streaming.source import Source
 
