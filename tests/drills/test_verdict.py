@@ -16,20 +16,35 @@ import tensorflow as tf  # isort: skip
 
 from streaming.servers.state import ServerState
 from tests.drills.stream import TOPIC
+from tests.drills.training import ALPHA, HASHES, INITIAL_GAP
 from tests.drills.verdict import Verdict, judge
-from tests.streaming.counting import CountingModel
+from tests.streaming.counting import WatchedModel
 
 ROWS, SAMPLES, BATCHES, RECORDS = 300, 200, 10, 4
 TRUTH = np.array([1] * SAMPLES + [0] * (ROWS - SAMPLES))
 
 
+# After ten mini-batches with a gap of 1 between them: nine updates of the mean.
+MEAN_GAP = 1 + 99 * 0.999**9
+
+
 def judged(
-    folder: Path, *, counters=TRUTH, torn=0, step=BATCHES, samples=SAMPLES, records=RECORDS
+    folder: Path,
+    *,
+    counters=TRUTH,
+    torn=0,
+    step=BATCHES,
+    samples=SAMPLES,
+    records=RECORDS,
+    last_seen=BATCHES - 1,
+    mean_gap=MEAN_GAP,
+    cursor=SAMPLES,
+    banked=range(SAMPLES),
 ) -> Verdict:
     state = ServerState(
-        CountingModel(ROWS),
+        WatchedModel(ROWS),
         ["/device:CPU:0"] * 2,
-        frequency=FrequencyConfig(hashes=2, buckets=10),
+        frequency=FrequencyConfig(hashes=HASHES, buckets=16, alpha=ALPHA, initial_gap=INITIAL_GAP),
         seed=1,
         num_slots=1,
         floor=0,
@@ -39,6 +54,15 @@ def judged(
         variable.assign(rows)
     state.weights["batches"].assign([BATCHES])
     state.step.assign(step)
+    for shard, (variable, gaps) in enumerate(
+        zip(state.last_seen.variables, state.mean_gap.variables, strict=True)
+    ):
+        for place in (3, 21):  # of two hashes each
+            variable[place].assign(last_seen if shard else BATCHES - 1)
+            gaps[place].assign(mean_gap if shard else MEAN_GAP)
+    state.bank.cursor.assign(cursor)
+    state.bank.rows.identity[:SAMPLES].assign(np.array(banked))
+    state.bank.rows.vectors[:SAMPLES, 0].assign(np.arange(SAMPLES, dtype=np.float32))
     partition = Partition(TOPIC, 0)
     ledger = Ledger({partition: 0}, {})
     totals = Totals(records=records, samples=samples, batches=BATCHES, torn=torn)
@@ -69,6 +93,15 @@ def test_all_once_is_a_pass(tmp_path):
         ({"step": BATCHES - 1}, "clock of the estimator: found 9, expected 10"),
         ({"samples": 199}, "ledger: samples: found 199, expected 200"),
         ({"records": 3}, "ledger: records: found 3, expected 4"),
+        ({"last_seen": BATCHES - 2}, "estimator: last seen in [9, 9, 8, 8], expected 9"),
+        ({"last_seen": BATCHES}, "estimator: last seen in [9, 9, 10, 10], expected 9"),
+        ({"last_seen": -1}, "estimator: found 2 buckets in use, expected 4"),
+        ({"mean_gap": MEAN_GAP + 0.005}, "estimator: mean gaps"),
+        ({"cursor": SAMPLES - 1}, "bank: 199 candidates came in, expected 200"),
+        ({"cursor": SAMPLES + 1}, "bank: 201 candidates came in, expected 200"),
+        ({"banked": [1, *range(1, SAMPLES)]}, "bank: found a candidate twice"),
+        ({"banked": [205, *range(1, SAMPLES)]}, "bank: found a candidate twice"),
+        ({"banked": [1, 0, *range(2, SAMPLES)]}, "bank: found a vector that is not of its"),
         ({"counters": with_counts(0, slice(0, 101)), "torn": 1}, "101 samples lost; expected at"),
         ({"counters": with_counts(2, slice(0, 1)), "torn": 1}, "1 samples applied more than once"),
     ],

@@ -26,6 +26,8 @@ STALL_SECONDS = 10.0  # longer than a killed worker takes to come back
 PAUSE_SECONDS = 2 * STALL_SECONDS + 3.0  # longer than the watchdog's two stalls
 BATCH_SIZE = 20
 BATCHES_PER_RANGE = 5
+FLIGHT = 2
+HASHES, ALPHA, INITIAL_GAP = 4, 0.001, 100.0  # of the estimator
 
 
 class DrillError(RuntimeError):
@@ -53,7 +55,7 @@ class Training:
         self.launcher: subprocess.Popen[bytes] | None = None
 
     def start(self, *overrides: str) -> None:
-        """Starts the launcher, which starts all others, with settings like `train.follow=false`."""
+        """Starts the launcher, which starts all others, with `train.x=y` settings."""
         command = [sys.executable, "-m", "tests.streaming.counting_run"]
         command += ["--config", str(self.config), "--local"]
         for override in overrides:
@@ -180,9 +182,14 @@ def _settings(directory: Path, bootstrap: str, rows: int, on_torn_push: str) -> 
             "stream": {"end": "never"},
             "batch_size": BATCH_SIZE,
             "batches_per_range": BATCHES_PER_RANGE,
-            "frequency": {"hashes": 2, "buckets": 1000},
+            "frequency": {
+                "hashes": HASHES,
+                "buckets": 16,
+                "alpha": ALPHA,
+                "initial_gap": INITIAL_GAP,
+            },
             "watch": {"stall_seconds": STALL_SECONDS},
-            "cluster": {"parameter_servers": SERVERS, "workers": WORKERS},
+            "cluster": {"parameter_servers": SERVERS, "workers": WORKERS, "flight": FLIGHT},
             "checkpoint": {"every_seconds": 1.0},
             "on_torn_push": on_torn_push,
         },

@@ -6,10 +6,13 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import tensorflow as tf
 
-from streaming.checkpoints.store import load_checkpoint
+from streaming.checkpoints.store import LoadedCheckpoint, load_checkpoint
 from tests.drills.stream import TOPIC
-from tests.drills.training import BATCHES_PER_RANGE
+from tests.drills.training import ALPHA, BATCHES_PER_RANGE, HASHES, INITIAL_GAP
+
+_GAP_TOLERANCE = 0.002  # what float32 leaves of a moving average; a lost range shows as 0.005
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +76,8 @@ def judge(
         behind = totals["batches"] - int(found)
         if not 0 <= behind <= torn * BATCHES_PER_RANGE:
             problems.append(f"{name}: found {int(found)}, expected {totals['batches']}")
-    if loaded.last_seen is not None and int(loaded.last_seen.max()) > loaded.step:
-        problems.append("the estimator has seen an id after the last mini-batch")
+    problems += _estimator_problems(loaded, torn=torn)
+    problems += _bank_problems(checkpoints / loaded.name, truth, allowed=allowed)
     return Verdict(
         samples=int(truth.sum()),
         lost=lost,
@@ -83,3 +86,40 @@ def judge(
         allowed=allowed,
         problems=problems,
     )
+
+
+def _estimator_problems(loaded: LoadedCheckpoint, *, torn: int) -> list[str]:
+    """A user who is in every mini-batch: last seen in the last one, all gaps 1, on every server."""
+    assert loaded.last_seen is not None
+    assert loaded.mean_gap is not None
+    met = loaded.last_seen >= 0
+    seen = loaded.last_seen[met]
+    problems = []
+    if len(seen) != HASHES:
+        problems.append(f"estimator: found {len(seen)} buckets in use, expected {HASHES}")
+    elif np.abs(seen - (loaded.step - 1)).max() > torn * BATCHES_PER_RANGE:
+        problems.append(f"estimator: last seen in {seen.tolist()}, expected {loaded.step - 1}")
+    elif not torn:
+        gap = 1 + (INITIAL_GAP - 1) * (1 - ALPHA) ** (loaded.step - 1)
+        found = loaded.mean_gap[met]
+        if np.abs(found - gap).max() > _GAP_TOLERANCE:
+            problems.append(f"estimator: mean gaps {found.tolist()}, expected {gap:.4f}")
+    return problems
+
+
+def _bank_problems(folder: Path, truth: np.ndarray, *, allowed: int) -> list[str]:
+    """As many candidates as samples came in, and those that it holds are samples, each once."""
+    reader = tf.train.load_checkpoint(str(folder / "state"))
+    cursor, numbers, vectors = (
+        reader.get_tensor(f"bank.S{name}/.ATTRIBUTES/VARIABLE_VALUE")
+        for name in ("cursor", "identity", "vectors")
+    )
+    problems = []
+    if not 0 <= truth.sum() - cursor <= allowed:
+        problems.append(f"bank: {cursor} candidates came in, expected {truth.sum()}")
+    held = numbers[: min(int(cursor), len(numbers))]
+    if len(np.unique(held)) < len(held) or not truth[held].all():
+        problems.append("bank: found a candidate twice, or one that is no sample")
+    if not np.array_equal(vectors[: len(held), 0], held.astype(np.float32)):
+        problems.append("bank: found a vector that is not of its candidate")
+    return problems

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 import tensorflow as tf
 
 from models.contract import (
+    BankShape,
+    Candidates,
     FeatureValue,
     Input,
     Optimizer,
@@ -22,6 +24,8 @@ from models.contract import (
 )
 
 COLUMN = "item_id"  # which is the sample's number
+USER = "user_id"  # which is the same for all
+_NUMBER = "number"
 _ADD_ONE = Optimizer(kind="sgd", learning_rate=1.0)
 
 
@@ -51,3 +55,37 @@ class CountingModel:
         del sampling
         rows = tf.gather(tables["counter"], features[COLUMN])
         return Outcome(-tf.reduce_sum(rows) - tf.reduce_sum(weights["batches"]))
+
+
+BANK_ROWS = 256
+
+
+class WatchedModel(CountingModel):
+    """The same, with an estimator and a bank whose state a run's order of pushes cannot change.
+
+    The estimator watches a user that is in every mini-batch; the bank, never used, holds the latest
+    samples' numbers.
+    """
+
+    def __init__(self, num_samples: int) -> None:
+        super().__init__(num_samples)
+        self.inputs = [*self.inputs, Input(name=USER, dtype=tf.int64)]
+        self.candidate_input = USER
+        self.bank = BankShape(size=BANK_ROWS, dim=1, warm_up_steps=1 << 40)
+
+    def encode(self, features: Mapping[str, FeatureValue]) -> dict[str, FeatureValue]:
+        return dict(features) | {_NUMBER: features[COLUMN]}
+
+    def loss(
+        self,
+        features: Mapping[str, FeatureValue],
+        *,
+        tables: Tensors,
+        weights: Tensors,
+        sampling: Sampling,
+    ) -> Outcome:
+        counted = super().loss(features, tables=tables, weights=weights, sampling=sampling)
+        numbers = features[_NUMBER]
+        vectors = tf.cast(numbers, tf.float32)[:, tf.newaxis]
+        zeros = tf.zeros_like(numbers, tf.float32)
+        return counted._replace(enqueue=Candidates(vectors, numbers, zeros, zeros))

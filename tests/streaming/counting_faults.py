@@ -15,7 +15,7 @@ from streaming import coordinator
 from streaming.ledger import Ledger
 from streaming.servers import push, state
 from streaming.worker import step
-from tests.streaming.counting import CountingModel
+from tests.streaming.counting import WatchedModel
 from tests.streaming.counting_run import CUT, HELD, RELEASED, claim, die, wait_for
 
 
@@ -23,7 +23,7 @@ class CountingProcess(TrainingProcess):
     """A process of a run whose item ids are sample numbers."""
 
     def _make_model(self) -> Model:
-        return CountingModel(self._specification.tables["counter"].buckets)
+        return WatchedModel(self._specification.tables["counter"].buckets)
 
 
 def install() -> None:
@@ -40,20 +40,26 @@ def install() -> None:
 
 
 class FaultyRangeFunction(step.RangeFunction):
-    """The trainer's own function, with one more place to die in."""
+    """The trainer's own function, with two more places to die in."""
 
-    def _run(self, mark, topic, numbers):
-        report = super()._run(mark, topic, numbers)
+    def _run(self, marks, topics, numbers):
+        report = super()._run(marks, topics, numbers)
         return report._replace(counts=_pass("after-push", report.counts))
+
+    def _finish(self, ready):
+        report = super()._finish(ready)
+        return report._replace(counts=_pass("in-flight", report.counts))
 
 
 def _faulty_push(original):
-    def push(self, mark, *, num_batches, **changes):
-        for moment in ("before-push", "hold-push"):
-            num_batches = _pass(moment, num_batches)
+    def push(self, mark, *, learned, num_batches, **changes):
+        parts = [part for part in tf.nest.flatten(learned) if part is not None]
+        with tf.control_dependencies(parts):
+            for moment in ("before-push", "hold-push"):
+                num_batches = _pass(moment, num_batches)
         with tf.control_dependencies([num_batches]):
             self.pusher = _pass("pusher", tf.constant(0, tf.int64))
-        return original(self, mark, num_batches=num_batches, **changes)
+        return original(self, mark, learned=learned, num_batches=num_batches, **changes)
 
     return push
 
@@ -136,6 +142,7 @@ def _pusher(value):
 
 _FATES = {
     "test.before-push": _dying("before-push"),
+    "test.in-flight": _dying("in-flight"),
     "test.after-push": _dying("after-push"),
     "test.hold-push": _hold,
     "test.pusher": _pusher,

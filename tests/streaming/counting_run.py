@@ -7,7 +7,8 @@ COUNTING_FAULTS names a folder. Whoever reaches a moment looks there for a file 
 meets its fate, once per file:
 
   before-push  a worker has learned a range and pushed nothing: it dies by SIGKILL
-  after-push   it has pushed, and the coordinator does not know: it dies by SIGKILL
+  in-flight    it has pushed a range of its flight, and not yet all of them: it dies by SIGKILL
+  after-push   it has pushed all, and the coordinator does not know: it dies by SIGKILL
   hold-push    it has learned a range and waits, before its push, until the file `released` is there
   tear-early   a parameter server has marked a push as begun and applied nothing of it, or
   tear-late    has applied it and not yet marked it so: it writes `held` (its process id and the

@@ -63,7 +63,7 @@ class Run:
                 "batch_size": 50,
                 "batches_per_range": 4,
                 "watch": {"stall_seconds": 240},
-                "cluster": {"parameter_servers": 2, "workers": 2},
+                "cluster": {"parameter_servers": 2, "workers": 2, "flight": 2},
                 "checkpoint": {"every_seconds": 1.0},
             }
             | train,
@@ -173,9 +173,9 @@ def _assert_every_sample_counts_once(run: Run) -> None:
 
 def test_after_the_loss_of_a_worker_its_range_in_flight_is_retried_and_counts_once(start):
     run, process = start()
-    for number in range(3):
-        (run.faults / f"before-push-{number}").touch()
-        (run.faults / f"after-push-{number}").touch()
+    for number in range(2):
+        for moment in ("before-push", "in-flight", "after-push"):
+            (run.faults / f"{moment}-{number}").touch()
     run.wait_for(lambda: run.steps_seen() >= 2 and not any(run.faults.iterdir()), process)
     killed = 0
     while killed < KILLS and process.poll() is None:
@@ -260,7 +260,7 @@ def test_after_kills_a_run_goes_on_with_other_numbers_of_servers_and_workers(sta
     assert process.wait(120) == 0, run.log()
     trained = run.ledger()["totals"]["samples"]
     assert 0 < trained < SAMPLES
-    other, process = start({"cluster": {"parameter_servers": 3, "workers": 1}})
+    other, process = start({"cluster": {"parameter_servers": 3, "workers": 1, "flight": 2}})
     other.finish(process)
     assert "1 of 1 workers have answered" in other.log()
     _assert_every_sample_counts_once(other)
