@@ -146,7 +146,7 @@ class Sampling(NamedTuple):
         sampling_probability: [batch] probability of each sample's candidate to appear in a
             mini-batch, in (0, 1]; None without estimation.
         corpus_probability: [batch] probability that a draw from the corpus is the sample's
-            candidate, 0 for one that the corpus lacks; None without draws.
+            candidate, its rarest item's for one that the corpus lacks; None without draws.
         corpus: The draws, None without.
         bank: What the bank holds now, [up to size] rows; None without, and during warm-up.
     """

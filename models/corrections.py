@@ -75,21 +75,31 @@ def inclusion_probability(draw: tf.Tensor, *, batch_size: int) -> tf.Tensor:
 
 
 def log_expected_count(
-    stream: tf.Tensor,
+    stream: tf.Tensor | None,
     corpus: tf.Tensor | None,
     *,
-    num_stream: tf.Tensor,
+    num_stream: tf.Tensor | int,
     num_corpus: tf.Tensor | int = 0,
 ) -> tf.Tensor:
     """Returns log c_j, how often an item is expected among all negatives.
 
     Args:
-        stream: [num] q of the items.
-        corpus: [num] the corpus' probability of the items; None without such draws.
+        stream: [num] q of the items; None without draws from the stream.
+        corpus: [num] the corpus' probability of the items; None without draws from it.
         num_stream: How many draws come from the stream: in-batch ones and the bank's.
         num_corpus: How many come from the corpus.
+
+    Raises:
+        ValueError: If no source tells its probabilities.
     """
-    count = tf.cast(num_stream, tf.float32) * stream
-    if corpus is not None:
-        count += tf.cast(num_corpus, tf.float32) * corpus
-    return tf.math.log(tf.maximum(count, _SMALLEST))
+    told = [
+        tf.cast(num, tf.float32) * probability
+        for num, probability in ((num_stream, stream), (num_corpus, corpus))
+        if probability is not None
+    ]
+    if not told:
+        raise ValueError(
+            "model.logq: found no probabilities of the negatives, neither of the stream nor of the"
+            " corpus; expected those of the source that they come from, or logq: none"
+        )
+    return tf.math.log(tf.maximum(tf.add_n(told), _SMALLEST))

@@ -122,47 +122,6 @@ def sampled_softmax(
     return tf.reduce_sum(weight * (total - positive))
 
 
-def in_batch_softmax(
-    query: tf.Tensor,
-    candidate: tf.Tensor,
-    *,
-    temperature: float,
-    reward: tf.Tensor,
-    candidate_sampling_probability: tf.Tensor | None = None,
-    candidate_ids: tf.Tensor | None = None,
-) -> tf.Tensor:
-    """Returns the batch softmax of Yi et al. 2019: in-batch negatives, all logits corrected.
-
-    ```
-    s_ij = <query_i, candidate_j> / temperature - log p_j        (all logits, the positive too)
-    L    = -(1/B) sum_i r_i log( exp(s_ii) / sum_j exp(s_ij) )
-    ```
-
-    Args:
-        query: [batch, dim] float32.
-        candidate: [batch, dim] float32; row i is the positive of query i.
-        temperature: Divides the scores.
-        reward: [batch] float32 weights r of the samples.
-        candidate_sampling_probability: [batch] p, in (0, 1]; None leaves the correction out.
-        candidate_ids: [batch] identities. A negative with the positive's identity (an accidental
-            hit) is left out of the sum, the positive never is. None keeps all.
-
-    Returns:
-        float32 scalar.
-    """
-    correction = None
-    if candidate_sampling_probability is not None:
-        correction = tf.math.log(candidate_sampling_probability)
-    if candidate_ids is None:
-        candidate_ids = tf.range(tf.shape(query)[0])
-    return sampled_softmax(
-        query / temperature,
-        Positives(candidate, candidate_ids, correction, reward),
-        [Negatives(candidate, candidate_ids, correction)],
-        logq="none" if correction is None else "all",
-    )
-
-
 def _short_identities(
     positives: tf.Tensor, sources: Sequence[tf.Tensor]
 ) -> tuple[tf.Tensor, list[tf.Tensor]]:

@@ -2,18 +2,43 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
+import models  # noqa: F401 - before TensorFlow: picks Keras 2
+
+import numpy as np  # isort: skip
 import pytest
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
-from models.losses import in_batch_softmax
+from models.contract import Candidates
+from models.negatives import Sources, mixed_softmax
 
 
 def batch(size: int, *, seed: int = 0) -> tuple[tf.Tensor, tf.Tensor]:
     random = np.random.default_rng(seed)
     query, candidate = random.normal(size=(2, size, 5)).astype(np.float32)
     return tf.constant(query), tf.constant(candidate)
+
+
+def in_batch(
+    query: tf.Tensor,
+    candidate: tf.Tensor,
+    *,
+    temperature: float,
+    reward: tf.Tensor,
+    probability: tf.Tensor | None = None,
+    ids: tf.Tensor | None = None,
+) -> tf.Tensor:
+    """What the model trains with, where negatives are the mini-batch's own: Yi et al. 2019."""
+    if ids is None:
+        ids = tf.range(tf.shape(query)[0])
+    return mixed_softmax(
+        query / temperature,
+        Sources(Candidates(candidate, tf.cast(ids, tf.int64), probability, None)),
+        reward=reward,
+        logq="none" if probability is None else "all",
+        inclusion=probability,
+        masked=True,
+    )
 
 
 def numpy_loss(
@@ -40,12 +65,12 @@ def test_two_samples_by_hand() -> None:
     # Scores / .5: [[1, .6], [.2, 1.4]].
     # Minus log p, p = (1/2, 1/4): [[1.693, 1.986], [.893, 2.786]].
     # -log P: log(1 + e^.293) = .8504, log(1 + e^-1.893) = .1403; rewards 1 and .5.
-    found = in_batch_softmax(
+    found = in_batch(
         query,
         candidate,
         temperature=0.5,
         reward=tf.constant([1.0, 0.5]),
-        candidate_sampling_probability=tf.constant([0.5, 0.25]),
+        probability=tf.constant([0.5, 0.25]),
     )
     expected = (math.log(1 + math.exp(math.log(2) - 0.4)) + 0.5 * 0.14034) / 2
     assert float(found) == pytest.approx(expected, abs=1e-4)
@@ -64,13 +89,13 @@ def test_equal_to_tensorflow_recommenders() -> None:
         candidate_sampling_probability=probability,
         candidate_ids=ids,
     )
-    ours = in_batch_softmax(
+    ours = in_batch(
         query,
         candidate,
         temperature=0.3,
         reward=reward,
-        candidate_sampling_probability=probability,
-        candidate_ids=ids,
+        probability=probability,
+        ids=ids,
     )
     # Theirs is a sum over the batch.
     assert float(ours) == pytest.approx(float(theirs) / 16, rel=1e-5)
@@ -86,13 +111,13 @@ def test_gradient_is_that_of_the_equation() -> None:
     }
     with tf.GradientTape() as tape:
         tape.watch([query, candidate])
-        loss = in_batch_softmax(
+        loss = in_batch(
             query,
             candidate,
             temperature=settings["temperature"],
             reward=tf.constant(settings["reward"]),
-            candidate_sampling_probability=tf.constant(settings["probability"]),
-            candidate_ids=tf.constant(settings["ids"]),
+            probability=tf.constant(settings["probability"]),
+            ids=tf.constant(settings["ids"]),
         )
         scaled = 3.0 * loss  # the upstream gradient counts too
     found = tape.gradient(scaled, [query, candidate])
@@ -115,12 +140,12 @@ def test_accidental_hit_has_no_weight_and_no_gradient() -> None:
     reward = tf.constant([1.0, 0.0, 0.0, 0.0])
     with tf.GradientTape() as tape:
         tape.watch(candidate)
-        loss = in_batch_softmax(
+        loss = in_batch(
             query,
             candidate,
             temperature=0.1,
             reward=reward,
-            candidate_ids=tf.constant([7, 7, 7, 7]),
+            ids=tf.constant([7, 7, 7, 7]),
         )
     assert float(loss) == 0.0
     assert tape.gradient(loss, candidate).numpy().tolist() == np.zeros((4, 5)).tolist()
@@ -128,19 +153,19 @@ def test_accidental_hit_has_no_weight_and_no_gradient() -> None:
 
 def test_without_ids_repeated_candidates_stay_negatives() -> None:
     query, candidate = tf.ones([3, 2]), tf.ones([3, 2])
-    loss = in_batch_softmax(query, candidate, temperature=1.0, reward=tf.ones(3))
+    loss = in_batch(query, candidate, temperature=1.0, reward=tf.ones(3))
     assert float(loss) == pytest.approx(math.log(3))
 
 
 def test_one_constant_probability_changes_nothing() -> None:
     query, candidate = batch(8)
-    plain = in_batch_softmax(query, candidate, temperature=0.2, reward=tf.ones(8))
-    corrected = in_batch_softmax(
+    plain = in_batch(query, candidate, temperature=0.2, reward=tf.ones(8))
+    corrected = in_batch(
         query,
         candidate,
         temperature=0.2,
         reward=tf.ones(8),
-        candidate_sampling_probability=tf.fill([8], 0.01),
+        probability=tf.fill([8], 0.01),
     )
     assert float(corrected) == pytest.approx(float(plain), rel=1e-5)
 
@@ -148,12 +173,12 @@ def test_one_constant_probability_changes_nothing() -> None:
 def test_rarer_negatives_weigh_more() -> None:
     query, candidate = tf.ones([2, 1]), tf.ones([2, 1])
     # Equal scores: -log P_0 = log(1 + p_0 / p_1) = log(1 + .5 / .1) = log 6.
-    loss = in_batch_softmax(
+    loss = in_batch(
         query,
         candidate,
         temperature=1.0,
         reward=tf.constant([1.0, 0.0]),
-        candidate_sampling_probability=tf.constant([0.5, 0.1]),
+        probability=tf.constant([0.5, 0.1]),
     )
     assert float(loss) == pytest.approx(math.log(6) / 2, rel=1e-6)
 
@@ -163,6 +188,6 @@ def test_stable_at_extreme_logits() -> None:
     with tf.GradientTape() as tape:
         tape.watch(query)
         # Scores / .001: 1000 on the wrong side, 0 on the right one.
-        loss = in_batch_softmax(query, query[::-1], temperature=0.001, reward=tf.ones(2))
+        loss = in_batch(query, query[::-1], temperature=0.001, reward=tf.ones(2))
     assert float(loss) == pytest.approx(1000.0)
     assert np.isfinite(tape.gradient(loss, query).numpy()).all()

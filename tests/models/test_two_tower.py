@@ -7,7 +7,7 @@ import tensorflow as tf
 from pydantic import ValidationError
 
 from models.config import TwoTowerConfig
-from models.contract import Sampling
+from models.contract import Candidates, CorpusSample, Sampling
 from models.features import arrow_features, hash_ids
 from models.index import split_parameters
 from models.two_tower import TwoTower
@@ -236,6 +236,69 @@ def test_a_learned_temperature_starts_at_its_value_gets_a_gradient_and_keeps_its
     far = learned.temperature({"temperature": tf.constant([-50.0])})
     assert float(far) == pytest.approx(0.01)
     assert float(learned.temperature({"temperature": tf.zeros([1])})) == pytest.approx(0.1)
+
+
+SOURCES = {
+    "in_batch": {},
+    "corpus": {"in_batch": False, "corpus": {"count": 5}},
+    "in_batch corpus": {"corpus": {"count": 5}},
+    "in_batch bank": {"bank": {"size": 7, "warm_up_steps": 0}},
+    "corpus bank": {
+        "in_batch": False,
+        "corpus": {"count": 5},
+        "bank": {"size": 7, "warm_up_steps": 0},
+    },
+    "in_batch corpus bank": {
+        "corpus": {"count": 5},
+        "bank": {"size": 7, "warm_up_steps": 0},
+    },
+}
+
+
+@pytest.mark.parametrize("logq", ["none", "all", "negatives", "positive-excluded"])
+@pytest.mark.parametrize("used", SOURCES)
+def test_every_form_learns_from_every_mixture_of_sources(logq: str, used: str) -> None:
+    # What `streaming.worker.mini_batches` passes: p only where the model names a candidate_input.
+    model = toy.model(logq=logq, negatives=SOURCES[used])
+    tables, weights = split_parameters(model, toy.parameters(model))
+    features = model.encode(arrow_features(toy.samples(num=6), model.inputs))
+    estimated = model.candidate_input is not None
+
+    def likely(num: int) -> tf.Tensor | None:
+        return tf.linspace(0.05, 0.5, num) if estimated else None
+
+    corpus, bank = None, None
+    if model.corpus is not None:
+        items = toy.samples(num=40).slice(30, 5)
+        drawn = model.encode(arrow_features(items, model.corpus.inputs))
+        corpus = CorpusSample(drawn, likely(5), tf.fill([5], 0.1))
+    if model.bank is not None:
+        vectors = tf.math.l2_normalize(tf.random.stateless_normal([7, 4], [1, 2]), axis=1)
+        bank = Candidates(vectors, tf.range(100, 107, dtype=tf.int64), *[tf.fill([7], 0.1)] * 2)
+    own = None if corpus is None else tf.fill([6], 0.1)
+    sampling = Sampling(6, likely(6), own, corpus, bank)
+    with tf.GradientTape() as tape:
+        tape.watch([tables, weights])
+        outcome = model.loss(features, tables=tables, weights=weights, sampling=sampling)
+    assert np.isfinite(float(outcome.loss))
+    assert float(outcome.loss) > 0
+    assert (outcome.enqueue is not None) == (model.bank is not None)
+    for gradient in tf.nest.flatten(tape.gradient(outcome.loss, [tables, weights])):
+        assert np.isfinite(tf.convert_to_tensor(gradient)).all()
+
+
+def test_draws_of_the_corpus_alone_are_corrected_by_its_probabilities() -> None:
+    # Five draws, all scores equal, u = .1 of the positive and of three, .3 of two: form `all` is
+    # log(1 + 3 + 2 x .1/.3).
+    model = toy.model(negatives={"in_batch": False, "corpus": {"count": 5}}, temperature=1e6)
+    tables, weights = split_parameters(model, toy.parameters(model))
+    features = model.encode(arrow_features(toy.samples(num=1), model.inputs))
+    drawn = model.encode(arrow_features(toy.samples(num=5), model.corpus.inputs))
+    drawn["identity"] = tf.range(100, 105, dtype=tf.int64)
+    corpus = CorpusSample(drawn, None, tf.constant([0.1, 0.1, 0.1, 0.3, 0.3]))
+    sampling = Sampling(1, None, tf.constant([0.1]), corpus)
+    found = model.loss(features, tables=tables, weights=weights, sampling=sampling).loss
+    assert float(found) == pytest.approx(np.log(4 + 2 / 3), rel=1e-4)
 
 
 def test_what_the_negatives_ask_of_the_trainer() -> None:
