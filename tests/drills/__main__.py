@@ -149,6 +149,7 @@ def _strike(arguments: argparse.Namespace, training: Training, injector: Injecto
 
 def _finish(training: Training) -> None:
     """Ends the run as its operator would, and then has it train what is left, to its own end."""
+    training.wait_for(training.whole, "all workers")
     assert training.launcher is not None
     training.launcher.terminate()
     code = training.finish()

@@ -247,6 +247,7 @@ class Injector:
     def _terminate_in_save(self, fault: Fault) -> str:
         del fault
         training = self._training
+        training.wait_for(training.whole, "all workers")
         self._caught = self._caught_in_save()
         assert training.launcher is not None
         self._struck = time.monotonic()

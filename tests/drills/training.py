@@ -22,7 +22,7 @@ _STARTED = re.compile(r"started (\w+) (\d+) \(process (\d+)\)")
 _PATIENCE_SECONDS = 600.0
 
 # Every timeout is short: a pause outlasts them all.
-STALL_SECONDS = 10.0  # longer than a killed worker takes to come back
+STALL_SECONDS = 15.0  # longer than a killed worker takes to come back
 PAUSE_SECONDS = 2 * STALL_SECONDS + 3.0  # longer than the watchdog's two stalls
 BATCH_SIZE = 20
 BATCHES_PER_RANGE = 5
@@ -99,6 +99,14 @@ class Training:
         if not found or not alive(int(found[-1][2])):
             return None
         return int(found[-1][2])
+
+    def whole(self) -> bool:
+        """Whether every worker serves: a range whose worker is away may outlast a drain."""
+        log = self.log()
+        return all(
+            log.rfind(f"worker {index} serves") > log.rfind(f"started worker {index} ")
+            for index in range(WORKERS)
+        )
 
     def log(self) -> str:
         return self._log.read_text(errors="replace")
