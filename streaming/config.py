@@ -8,6 +8,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validato
 
 from streaming.sources.kafka import KafkaSourceConfig
 
+_AUTO_SKEW_SECONDS = 3600.0
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -121,10 +123,11 @@ class StreamConfig(_Section):
     """Where a run that has no checkpoint begins; partitions added later begin at their first."""
     end: Literal["now", "never"] | EndConfig = "now"
     """Where it ends: `now` is what the source holds when the coordinator starts."""
-    max_skew_seconds: Annotated[float, Field(gt=0)] | None = None
-    """How far, in event time, a partition may be ahead of the one furthest behind. None: any; then
-    partitions advance by equal shares of their lengths. It should span at least a range's samples
-    in each partition, or ranges are cut short."""
+    max_skew_seconds: Annotated[float, Field(gt=0)] | Literal["auto"] | None = "auto"
+    """How far, in event time, a partition may be ahead of the one furthest behind. `auto`: an hour
+    for several topics of Kafka whose records' times are event times, else null. Null: any; then
+    partitions advance by equal shares of their lengths. Rule of thumb: at least the samples of a
+    range / the rate of the slowest partition, or ranges are cut short."""
     idle_timeout_seconds: Annotated[float, Field(ge=0)] = 10.0
     """A partition that has had nothing to read for so long holds no other back."""
     shuffle_window: Annotated[int, Field(ge=0)] = 8192
@@ -172,12 +175,39 @@ class TrainConfig(_Section):
     @model_validator(mode="after")
     def _time_goes_on(self) -> Self:
         archive = self.source.archive
-        if archive is not None and archive.replays > 1 and self.stream.max_skew_seconds is not None:
+        if archive is not None and archive.replays > 1 and self.max_skew_seconds is not None:
             raise ValueError(
                 f"stream.max_skew_seconds: found a bound with {archive.replays} replays; expected"
                 " none, or one replay: event time begins again with each"
             )
         return self
+
+    @model_validator(mode="after")
+    def _reads_give_up_first(self) -> Self:
+        kafka, limit = self.source.kafka, self.watch.stall_seconds
+        if kafka is not None and kafka.stall_timeout_seconds >= limit:
+            raise ValueError(
+                f"source.kafka.stall_timeout_seconds: found {kafka.stall_timeout_seconds:g};"
+                f" expected less than watch.stall_seconds, {limit:g}: a read that hangs must be"
+                " given up, and tried again, before the run is taken for stuck"
+            )
+        return self
+
+    @property
+    def max_skew_seconds(self) -> float | None:
+        """How far a partition may be ahead in event time, once `auto` is decided; None: any."""
+        wanted = self.stream.max_skew_seconds
+        if wanted != "auto":
+            return wanted
+        kafka = self.source.kafka
+        return _AUTO_SKEW_SECONDS if kafka is not None and len(set(kafka.topics)) > 1 else None
+
+    @property
+    def uses_record_times(self) -> bool:
+        """Whether anything goes by the times that the source knows its records by."""
+        ends = (self.stream.start, self.stream.end)
+        timed = any(getattr(end, "timestamp", None) is not None for end in ends)
+        return timed or self.max_skew_seconds is not None
 
     @property
     def samples_per_range(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -15,6 +15,7 @@ from streaming.config import EndConfig, TrainConfig
 from streaming.ledger import Ledger
 from streaming.schedule.plan import Pace, Plan
 from streaming.schedule.positions import first_ledger, milliseconds
+from streaming.schedule.probe import Probe, Prober
 from streaming.schedule.progress import Position, Progress
 from streaming.source import Partition, Place, Range, Source, SourceUnavailableError
 
@@ -22,8 +23,8 @@ logger = logging.getLogger(__name__)
 
 _SOURCE_SECONDS = 1.0
 _LINGER_SECONDS = 5.0
-_PROBED_PARTITIONS = 8
 _ASKS_AT_ONCE = 8
+_JUDGED_BATCHES = 500
 
 
 class Feed:
@@ -42,8 +43,11 @@ class Feed:
         self._ledger_lock = ledger_lock
         self._config = config
         self._end = config.stream.end
-        self._samples_per_record = 0
+        self._prober = Prober(source)
+        self._identity: dict[str, str] = {}
         self._ended: set[Partition] = set()
+        self._gone: set[Partition] = set()
+        self._batches = self._batched = 0
         self._seen = self._asked = time.monotonic()
         self.away = False
         self._plan = Plan({})
@@ -68,17 +72,14 @@ class Feed:
         Raises:
             InputError: If the ledger's offsets are not of this source, or beyond its end.
         """
-        ledger.check_identity(self._source.identity(ledger.offsets))
+        self._identity = self._source.identity(ledger.offsets)
+        ledger.check_identity(self._identity)
         ledger.adopt(self._starts, self._first_ends)
         self._ledger = ledger
-        stream = self._config.stream
-        skew = stream.max_skew_seconds
-        pace = Pace(
-            linger_seconds=_LINGER_SECONDS,
-            max_skew_ms=None if skew is None else round(skew * 1000),
-            idle_seconds=stream.idle_timeout_seconds,
-        )
-        self._plan = Plan(ledger.offsets, pace=pace)
+        self._prober = Prober(self._source)
+        found = list(self._prober.probe(ledger.offsets, self._source.end_offsets()))
+        self._plan = self._new_plan(self._skew_for(found))
+        self._note_probes(found)
         self._extend(time.monotonic())
         self._follow_time()
         self._seen = time.monotonic()
@@ -113,13 +114,35 @@ class Feed:
             return self._plan.take(look_ahead=look_ahead, now=now)
         if self._ledger.totals.samples >= limit:
             return None
-        return self._plan.take(look_ahead=look_ahead, now=now, max_records=self._budget(limit))
+        return self._plan.take(look_ahead=look_ahead, now=now, max_samples=self._budget(limit))
 
     def note(self, done: Range, report: Mapping[str, float]) -> None:
         """Notes the event times of a range that stands in the ledger now."""
         offset = self._ledger.offsets[done.partition]
         self._progress.note(done, int(report["last_ms"]), offset=offset)
         self._plan.applied(self._ledger.offsets)
+        samples = int(report.get("samples", 0))
+        read = done.end - done.start - int(report.get("lost", 0))
+        self._plan.measured(done.partition, records=read, samples=samples)
+        self._watch_batches(samples, int(report.get("batches", 0)))
+
+    def _watch_batches(self, samples: int, batches: int) -> None:
+        """Warns when mini-batches are much smaller than configured: negatives are missing then."""
+        self._batches += batches
+        self._batched += samples
+        if self._batches < _JUDGED_BATCHES:
+            return
+        mean, wanted = self._batched / self._batches, self._config.batch_size
+        if mean < wanted / 2:
+            logger.warning(
+                "the last %d mini-batches held %.0f samples on average; expected about"
+                " train.batch_size, %d: ranges are cut short by a stream that is slow, or by a"
+                " train.stream.max_skew_seconds that spans too few samples",
+                self._batches,
+                mean,
+                wanted,
+            )
+        self._batches = self._batched = 0
 
     def position(self) -> Position:
         """Returns how far the run has come, in event time and records; cheap."""
@@ -132,8 +155,21 @@ class Feed:
         )
 
     def identity(self, offsets: Mapping[Partition, int]) -> dict[str, str]:
-        """Returns what these offsets of the ledger are counted in."""
-        return self._source.identity(offsets)
+        """Returns what these offsets of the ledger are counted in.
+
+        A source that is away is not waited for: what it was known by when it was last seen is
+        returned, within `_SOURCE_SECONDS` of its last answer.
+
+        Raises:
+            InputError: If a topic is another one than before.
+        """
+        if not self.away:
+            try:
+                self._identity = self._source.identity(offsets)
+            except SourceUnavailableError as error:
+                self.away = True
+                logger.warning("the source cannot be asked for its identity: %s", error)
+        return dict(self._identity)
 
     @property
     def endless(self) -> bool:
@@ -146,7 +182,8 @@ class Feed:
         limit = self._samples_wanted
         if limit is not None:
             return self._ledger.totals.samples >= limit
-        return self._ended >= set(self._ledger.offsets) and self._plan.remaining == 0
+        ended = self._ended | self._gone
+        return ended >= self._ledger.offsets.keys() and self._plan.remaining == 0
 
     @property
     def remaining(self) -> int:
@@ -157,24 +194,50 @@ class Feed:
     def _samples_wanted(self) -> int | None:
         return self._end.samples if isinstance(self._end, EndConfig) else None
 
-    def _budget(self, limit: int) -> int:
-        """Returns how many records may still be cut, if all are as large as the largest probed."""
-        offsets = self._ledger.offsets
-        out = sum(cut - offsets[partition] for partition, cut in self._plan.cut.items())
-        size = max(1, self._samples_per_record)
-        left = limit - self._ledger.totals.samples - out * size
-        return max(0, -(-left // size))
+    def _budget(self, limit: int) -> float:
+        """Returns about how many samples may still be cut."""
+        return limit - self._ledger.totals.samples - self._plan.samples_out
+
+    def _skew_for(self, probes: Sequence[Probe]) -> float | None:
+        """Returns the bound on the skew; one that nobody asked for only if times are right."""
+        skew = self._config.max_skew_seconds
+        wrong = any(probe.complaint is not None for probe in probes)
+        if skew is None or not wrong or self._config.stream.max_skew_seconds != "auto":
+            return skew
+        logger.warning(
+            "partitions are not kept together in event time, as records' times are not event"
+            " times; train.stream.max_skew_seconds would keep them together by records' times"
+        )
+        return None
+
+    def _new_plan(self, skew: float | None) -> Plan:
+        pace = Pace(
+            linger_seconds=_LINGER_SECONDS,
+            max_skew_ms=None if skew is None else round(skew * 1000),
+            idle_seconds=self._config.stream.idle_timeout_seconds,
+        )
+        wanted = self._config.samples_per_range
+        return Plan(self._ledger.offsets, samples_per_range=wanted, pace=pace)
+
+    def _note_probes(self, probes: Iterable[Probe]) -> None:
+        told: set[str] = set()
+        for probe in probes:
+            topic = probe.partition.topic
+            self._plan.measured(probe.partition, records=1, samples=probe.samples)
+            if probe.complaint and topic not in told and self._config.uses_record_times:
+                told.add(topic)
+                logger.warning("event time is taken from records' times: %s", probe.complaint)
 
     def _extend(self, now: float) -> None:
         wall_ms = time.time_ns() // 1_000_000
         ends = self._source.end_offsets()
-        if not self._samples_per_record:
-            self._size_ranges(ends)
-        if not set(ends) <= set(self._ledger.offsets):
+        if not ends.keys() <= self._ledger.offsets.keys():
             starts = self._source.start_offsets()
             with self._ledger_lock:
                 self._ledger.adopt(starts, {})
             self._plan.add(starts)
+        self._note_probes(self._prober.probe(self._ledger.offsets, ends))
+        self._gone = self._ledger.offsets.keys() - ends.keys()
         ends = self._cut_at_end(ends, wall_ms)
         self._plan.extend(ends, now=now, ended=self._ended)
 
@@ -189,21 +252,6 @@ class Feed:
         over = wall_ms >= end_ms + 1000 * self._config.stream.idle_timeout_seconds
         self._ended |= set(ends) if over else set(places)
         return {p: min(end, places[p].offset) if p in places else end for p, end in ends.items()}
-
-    def _size_ranges(self, ends: Mapping[Partition, int]) -> None:
-        """Finds how many records make a range, by the largest of a few."""
-        starts = self._source.start_offsets()
-        filled = [partition for partition, end in ends.items() if end > starts[partition]]
-        places = [
-            Range(partition, offset, offset + 1)
-            for partition in filled[:_PROBED_PARTITIONS]
-            for offset in {starts[partition], (starts[partition] + ends[partition]) // 2}
-        ]
-        samples = max((self._source.read(place).samples.num_rows for place in places), default=0)
-        if samples:
-            wanted = self._config.samples_per_range
-            self._plan.records_per_range = max(1, wanted // samples)
-            self._samples_per_record = samples
 
     # Event time, if the skew is bounded.
 

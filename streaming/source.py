@@ -66,11 +66,14 @@ class ReadResult:
         samples: The range's samples in offset order, with the columns of the sample schema.
         rejects: Records that could not be decoded, one entry each.
         lost: Number of offsets that the source deleted before they were read.
+        time_ms: The newest time by which `offsets_at` finds these records; None if it goes by the
+            samples themselves, or there are none.
     """
 
     samples: pa.Table
     rejects: Sequence[Reject]
     lost: int
+    time_ms: int | None = None
 
 
 class SourceUnavailableError(RuntimeError):

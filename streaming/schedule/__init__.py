@@ -1,1 +1,1 @@
-"""Which range comes next: `borders` (event times in offsets) > `plan`; `positions`, `progress`."""
+"""Which range comes next: `probe` > `sizes`, `borders` > `plan`; `positions`, `progress`."""

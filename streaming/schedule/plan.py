@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 from collections import deque
 from collections.abc import Collection, Mapping
 
 from streaming.schedule.borders import Borders
+from streaming.schedule.sizes import RecordSizes
 from streaming.source import Partition, Place, Range
+
+_HALF_A_SAMPLE = 0.5  # less is what computing with means leaves over
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -42,6 +46,8 @@ class Plan:
     A partition holds the others back unless it has ended, or has had nothing to read for
     `idle_seconds`. One that comes back with older records than the rest has the rest wait for it.
 
+    Ranges are cut by samples: `measured` says how many the records of each partition hold.
+
     `upcoming` ranges are cut a few ahead, so that a worker can be told which one probably follows.
     """
 
@@ -49,17 +55,17 @@ class Plan:
         self,
         start: Mapping[Partition, int],
         *,
-        records_per_range: int = 1,
+        samples_per_range: int = 1,
         pace: Pace | None = None,
     ) -> None:
         """Starts a plan.
 
         Args:
             start: First offset to hand out, per partition.
-            records_per_range: Records that make a full range.
+            samples_per_range: Samples that make a full range.
             pace: When ranges are cut.
         """
-        self.records_per_range = records_per_range
+        self._sizes = RecordSizes(samples_per_range)
         self._pace = pace = pace or Pace()
         self._start = dict(start)
         self._done = dict(start)
@@ -88,11 +94,12 @@ class Plan:
             ends: The offsets after the last records, asked for *after* `now` was taken: a partition
                 that has been applied up to here was caught up at `now`.
             now: A time in seconds.
-            ended: Partitions in which nothing will follow.
+            ended: Partitions in which nothing will follow, as far as is known now.
         """
         with self._lock:
             self._now = now
-            self._ended |= set(ended)
+            # A partition that the source does not list any more holds nobody back.
+            self._ended = set(ended) | (self._end.keys() - ends.keys())
             for partition, end in ends.items():
                 if end > self._end[partition]:
                     if self._next[partition] == self._end[partition]:
@@ -111,47 +118,68 @@ class Plan:
             if self._borders is not None and watermark is not None:
                 self._borders.forget_before(watermark)
 
+    def measured(self, partition: Partition, *, records: int, samples: int) -> None:
+        """Makes known how many samples some records of a partition held."""
+        with self._lock:
+            if self._sizes.note(partition, records=records, samples=samples):
+                # What was cut ahead is far from what is wanted now.
+                while self._upcoming:
+                    cut = self._upcoming.pop()
+                    self._next[cut.partition] = cut.start
+
+    def samples_per_record(self, partition: Partition) -> float:
+        """Returns about how many samples a record of a partition holds."""
+        with self._lock:
+            return self._sizes.of(partition)
+
     def take(
-        self, *, look_ahead: int, now: float, max_records: int | None = None
+        self, *, look_ahead: int, now: float, max_samples: float | None = None
     ) -> tuple[Range, Range | None] | None:
         """Returns the next range and the one `look_ahead` places after it, or None for none now.
 
         Args:
             look_ahead: How many ranges are cut ahead.
             now: A time in seconds.
-            max_records: Cut no more than so many records that have not been cut yet.
+            max_samples: Cut no more than about so many samples that have not been cut yet.
         """
         with self._lock:
-            left = max_records
-            while len(self._upcoming) <= look_ahead and (left is None or left > 0):
+            left = max_samples
+            while len(self._upcoming) <= look_ahead and (left is None or left >= _HALF_A_SAMPLE):
                 following = self._cut(now, left)
                 if following is None:
                     break
                 self._upcoming.append(following)
-                left = None if left is None else left - (following.end - following.start)
+                if left is not None:
+                    left -= self._samples(following.partition, following.start, following.end)
             if not self._upcoming:
                 return None
             wanted = self._upcoming.popleft()
             enough = len(self._upcoming) >= look_ahead
             return wanted, self._upcoming[look_ahead - 1] if enough and look_ahead else None
 
-    def _cut(self, now: float, max_records: int | None) -> Range | None:
+    def _samples(self, partition: Partition, start: int, end: int) -> float:
+        return (end - start) * self._sizes.of(partition)
+
+    def _cut(self, now: float, max_samples: float | None) -> Range | None:
         watermark = self.watermark_ms
         ready = [p for p in self._end if self._ready(p, now, watermark)]
         if not ready:
             return None
         partition = min(ready, key=self._advance)
         start = self._next[partition]
-        end = min(start + self.records_per_range, self._limit(partition, watermark))
-        if max_records is not None:
-            end = min(end, start + max_records)
+        full = self._sizes.records_per_range(partition)
+        end = min(start + full, self._limit(partition, watermark))
+        if max_samples is not None:
+            # Means are not exact: a hundredth of a record too many is none.
+            most = math.ceil(max_samples / self._sizes.of(partition) - 0.01)
+            end = min(end, start + max(1, most))
         self._next[partition] = end
         self._waiting_since[partition] = now
         return Range(partition, start, end)
 
     def _ready(self, partition: Partition, now: float, watermark: int | None) -> bool:
         start, limit = self._next[partition], self._limit(partition, watermark)
-        if limit <= start or limit - start >= self.records_per_range:
+        if limit <= start or limit - start >= self._sizes.records_per_range(partition):
             return limit > start
         if limit < self._end[partition] and self._borders is not None:
             return start < self._borders.next_border(partition, watermark)
@@ -234,10 +262,10 @@ class Plan:
         return self._end[partition]
 
     @property
-    def cut(self) -> dict[Partition, int]:
-        """Up to where each partition has been cut into ranges."""
+    def samples_out(self) -> float:
+        """About how many samples have been cut into ranges and are not applied yet."""
         with self._lock:
-            return dict(self._next)
+            return sum(self._samples(p, self._done[p], end) for p, end in self._next.items())
 
     @property
     def remaining(self) -> int:

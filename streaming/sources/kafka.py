@@ -153,7 +153,7 @@ class KafkaSource:
             runs, lost = self._fetch(wanted)
         self._check_identity()
         samples, rejects = runs.decode(self._decoder, wanted.partition)
-        return ReadResult(samples=samples, rejects=rejects, lost=lost)
+        return ReadResult(samples=samples, rejects=rejects, lost=lost, time_ms=runs.time_ms)
 
     def saved(self, offsets: Mapping[Partition, int]) -> None:
         """Commits the offsets of a checkpoint to `group`, if one is set; never fails."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -36,19 +36,26 @@ class Run:
 
 
 class Runs:
-    """The records of a range, of which only offsets and values are kept.
+    """The records of a range, of which only offsets, values and the newest time are kept.
 
     The client's own records are objects that the garbage collector looks through again and again:
     to keep those of a range until its end made reading single Examples a third slower.
+
+    Attributes:
+        time_ms: The newest of the records' timestamps, None without records.
     """
 
     def __init__(self, *, default: bytes) -> None:
         """Begins with none; records without a header are of format `default`."""
         self._default = default
         self._runs: list[Run] = []
+        self.time_ms: int | None = None
 
-    def add(self, records: Iterable[Any]) -> None:
+    def add(self, records: Sequence[Any]) -> None:
         """Adds records, as the client gives them."""
+        if records:
+            newest = max([record.timestamp for record in records])
+            self.time_ms = newest if self.time_ms is None else max(self.time_ms, newest)
         run = self._runs[-1] if self._runs else Run(b"", [], [])
         for record in records:
             headers = record.headers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 
 import pyarrow as pa
 import pytest
@@ -19,8 +20,13 @@ HOUR = 3_600_000
 class TimedSource:
     """Records of two samples; a record's time is its newest sample's."""
 
-    def __init__(self, times: dict[Partition, list[int]]) -> None:
+    def __init__(
+        self, times: dict[Partition, list[int]], *, per_record: dict | None = None
+    ) -> None:
         self.times = times
+        self.per_record = per_record or {}
+        self.arrived_ms: int | None = None
+        self.topic_id = "id"
         self.away = False
 
     def partitions(self):
@@ -42,12 +48,16 @@ class TimedSource:
         }
 
     def identity(self, offsets):
-        return {partition.topic: "id" for partition in self.times}
+        if self.away:
+            raise SourceUnavailableError("no broker")
+        return {partition.topic: self.topic_id for partition in self.times}
 
     def read(self, wanted: Range) -> ReadResult:
         times = self.times[wanted.partition][wanted.start : wanted.end]
-        both = [time - back for time in times for back in (1, 0)]
-        return ReadResult(pa.table({"timestamp_ms": pa.array(both, pa.int64())}), [], 0)
+        size = self.per_record.get(wanted.partition, 2)
+        all_ = [time - min(back, 1) for time in times for back in reversed(range(size))]
+        table = pa.table({"timestamp_ms": pa.array(all_, pa.int64())})
+        return ReadResult(table, [], 0, time_ms=self.arrived_ms)
 
     def close(self) -> None:
         pass
@@ -56,13 +66,22 @@ class TimedSource:
 class Run:
     """A feed and its ledger."""
 
-    def __init__(self, source: TimedSource, *, samples_per_range: int = 4, **stream) -> None:
+    def __init__(
+        self,
+        source: TimedSource,
+        *,
+        samples_per_range: int = 4,
+        batch_size: int = 2,
+        kafka: list[str] | None = None,
+        **stream,
+    ) -> None:
         self.source = source
+        brokers = {"bootstrap_servers": ["not-used"], "topics": kafka}
         config = TrainConfig(
             directory="d",
-            source={"archive": {"directory": "not-used"}},
-            batch_size=2,
-            batches_per_range=samples_per_range // 2,
+            source={"kafka": brokers} if kafka else {"archive": {"directory": "not-used"}},
+            batch_size=batch_size,
+            batches_per_range=samples_per_range // batch_size,
             stream=stream,
         )
         self.feed = Feed(source, config, ledger_lock=contextlib.nullcontext())
@@ -81,7 +100,9 @@ class Run:
         times = self.source.read(done).samples.column("timestamp_ms").to_pylist()
         totals = Totals(records=done.end - done.start, samples=len(times))
         self.ledger.commit(done, totals)
-        self.feed.note(done, {"first_ms": min(times), "last_ms": max(times)})
+        batches = -(-len(times) // self.feed._config.batch_size)
+        counts = {"samples": len(times), "batches": batches, "lost": 0}
+        self.feed.note(done, counts | {"first_ms": min(times), "last_ms": max(times)})
 
     def drain(self) -> dict[Partition, int]:
         while (taken := self.take()) is not None:
@@ -203,3 +224,102 @@ def test_a_source_that_is_away_is_waited_for_and_said_to_be_away():
     run.now += 1_000
     with pytest.raises(SourceUnavailableError):
         run.take()
+
+
+def test_ranges_hold_the_same_samples_whatever_the_size_of_a_topics_records():
+    source = TimedSource({A: [1] * 8, B: [1] * 640}, per_record={A: 160, B: 1})
+    run = Run(source, samples_per_range=320, batch_size=32)
+    lengths: dict[Partition, list[int]] = {A: [], B: []}
+    while (taken := run.take()) is not None:
+        lengths[taken.partition].append(taken.end - taken.start)
+        run.apply(taken)
+    assert lengths == {A: [2, 2, 2, 2], B: [320, 320]}
+
+
+def test_ranges_follow_the_reports_of_ranges_when_records_change():
+    source = TimedSource({A: [1] * 400}, per_record={A: 1})
+    run = Run(source, samples_per_range=40, batch_size=4)
+    run.apply(run.take())
+    source.per_record[A] = 20
+    run.apply(run.take())  # 40 records of 20 samples: nothing could know
+    assert [(taken.start, taken.end) for taken in (run.take(), run.take())] == [(80, 82), (82, 84)]
+
+
+def test_so_many_samples_are_applied_over_records_of_many_sizes():
+    source = TimedSource({A: [1] * 8, B: [1] * 640}, per_record={A: 160, B: 1})
+    run = Run(source, samples_per_range=320, batch_size=32, end={"samples": 1001})
+    run.drain()
+    assert run.feed.finished
+    assert 1001 <= run.ledger.totals.samples <= 1160
+
+
+def test_small_mini_batches_are_warned_of(caplog):
+    run = Run(TimedSource({A: [1] * 1200}), samples_per_range=2, batch_size=2)
+    run.drain()
+    assert not caplog.messages
+    run = Run(TimedSource({A: [1] * 1200}, per_record={A: 1}), samples_per_range=8, batch_size=8)
+    with caplog.at_level(logging.WARNING):
+        for start in range(600):
+            run.apply(Range(A, start, start + 1))
+    assert "the last 500 mini-batches held 1 samples" in caplog.text
+    assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize(
+    ("topics", "stream", "kept"),
+    [
+        (["clicks", "searches"], {}, True),
+        (["clicks", "searches"], {"max_skew_seconds": None}, False),
+        (["clicks"], {}, False),
+        (None, {}, False),
+    ],
+)
+def test_several_topics_of_kafka_are_kept_together_unless_switched_off(topics, stream, kept):
+    times = {A: [h * HOUR for h in range(100)], B: [h * HOUR for h in range(50, 100)]}
+    run = Run(TimedSource(times), kafka=topics, **stream)
+    firsts = []
+    for _ in range(4):
+        firsts.append(run.take())
+        run.apply(firsts[-1])
+    assert ({taken.partition for taken in firsts} == {A}) is kept
+
+
+def test_record_times_that_are_not_event_times_are_told_and_nothing_is_kept_together(caplog):
+    source = TimedSource({A: [h * HOUR for h in range(100)], B: [1] * 50})
+    source.arrived_ms = 1_000 * HOUR
+    run = Run(source, kafka=["clicks", "searches"])
+    assert run.feed._plan.watermark_ms is None
+    assert "topic clicks partition 0 offset 0: found record time 3600000000, +3600000 s" in (
+        caplog.text
+    )
+    assert "not kept together" in caplog.text
+    caplog.clear()
+    Run(source, kafka=["clicks"])  # nothing goes by record times
+    assert not caplog.messages
+    Run(source, kafka=["clicks"], start={"timestamp": "1970-01-01T00:00:00Z"})
+    assert "expected the same" in caplog.text
+    caplog.clear()
+    source.times, source.arrived_ms = {A: [1], B: [1]}, 60_001  # a minute is nothing
+    Run(source, kafka=["clicks", "searches"])
+    assert not caplog.messages
+
+
+def test_a_source_that_is_away_is_known_by_what_it_was_when_last_seen():
+    run = Run(TimedSource({A: [1]}), end="never")
+    run.take()
+    run.source.away = True
+    assert run.feed.identity({A: 1}) == {"clicks": "id"}
+    assert run.feed.away
+    run.source.away, run.source.topic_id = False, "other"
+    run.take()
+    assert run.feed.identity({A: 1}) == {"clicks": "other"}
+
+
+def test_a_partition_that_is_gone_neither_holds_the_watermark_nor_is_waited_for():
+    end = {"timestamp": "1970-01-01T00:00:10Z"}
+    run = Run(TimedSource({A: [1_000, 20_000], B: []}), end=end)
+    del run.source.times[B]
+    run.apply(run.take())
+    assert run.drain() == {A: 1, B: 0}
+    run.feed.refresh(run.now + 10)
+    assert run.feed.finished

@@ -99,7 +99,7 @@ def _loss(ranges: Sequence[dict[str, Any]]) -> float:
 def _train(run: Path, address: str, *, max_skew_hours: float | None) -> None:
     """Trains once on a cluster of its own: one parameter server, two workers."""
     run.mkdir()
-    stream: dict[str, Any] = {"end": "now"}
+    stream: dict[str, Any] = {"end": "now", "max_skew_seconds": None}
     if max_skew_hours is not None:
         stream["max_skew_seconds"] = 3600 * max_skew_hours
     settings = {

@@ -23,7 +23,9 @@ class Run:
         self, times: Mapping[Partition, Sequence[int]], *, records_per_range: int = 4, pace: Pace
     ) -> None:
         self.times = {partition: list(of) for partition, of in times.items()}
-        self.plan = Plan(dict.fromkeys(times, 0), records_per_range=records_per_range, pace=pace)
+        self.plan = Plan(dict.fromkeys(times, 0), samples_per_range=records_per_range, pace=pace)
+        for partition in times:
+            self.plan.measured(partition, records=1, samples=1)
         self.done = dict.fromkeys(times, 0)
         self.ahead: dict[Partition, dict[int, int]] = {partition: {} for partition in times}
         self.in_flight: list[Range] = []
@@ -197,8 +199,8 @@ def test_a_partition_without_records_holds_the_others_only_until_it_counts_as_id
 
 
 def test_idleness_begins_when_the_end_was_asked_for_and_reached_not_before():
-    run = Run({A: list(range(0, 1000, 10)), B: [0, 1, 2]}, pace=pace(100, idle_seconds=10.0))
-    run.plan.records_per_range = 1
+    times = {A: list(range(0, 1000, 10)), B: [0, 1, 2]}
+    run = Run(times, records_per_range=1, pace=pace(100, idle_seconds=10.0))
     run.refresh(now=0.0, ended=False)
     while run.take(now=0.0) is not None:  # B's last record is handed out ...
         if run.in_flight[-1] != Range(B, 2, 3):
@@ -260,10 +262,10 @@ def test_no_more_records_are_cut_than_wanted(limit):
     run = Run({A: [0] * 20, B: [0] * 20}, pace=Pace())
     run.refresh()
     cut = 0
-    while (taken := run.plan.take(look_ahead=2, now=0.0, max_records=limit - cut)) is not None:
-        cut = sum(run.plan.cut.values())
+    while (taken := run.plan.take(look_ahead=2, now=0.0, max_samples=limit - cut)) is not None:
+        cut = run.plan.samples_out
         assert taken[0].end > taken[0].start
-    assert sum(run.plan.cut.values()) == limit
+    assert run.plan.samples_out == limit
 
 
 def test_records_that_come_into_a_gap_that_was_jumped_over_are_not_stuck():
