@@ -23,6 +23,8 @@ from jobs.settings import EXIT_DONE
 from pipeline.schema import InputError
 from streaming.source import SourceUnavailableError
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_DATA = Path("../shared/data")
 
 
@@ -87,12 +89,19 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, default: str) -> None
 
 
 def use_one_core() -> None:
-    """Keeps TensorFlow to one thread, so that processor time is what one core would take."""
+    """Keeps TensorFlow to one thread, so that processor time is what one core would take.
+
+    Where TensorFlow has begun already, as in a process that runs something else too, it keeps its
+    threads, and a warning says so.
+    """
     import_tensorflow()
     import tensorflow as tf
 
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(1)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+    except RuntimeError:
+        logger.warning("TensorFlow keeps its threads: processor times are not those of one core")
 
 
 def load(names: Sequence[str], folder: Path) -> tuple[list[Dataset], dict[str, str]]:
