@@ -27,12 +27,14 @@ import tensorflow as tf
 
 from jobs.bench.report import Cell, write_report
 from jobs.settings import EXIT_DONE
+from streaming.config import FrequencyConfig
 from streaming.servers import frequency as freq
 
 _ITEMS, _BATCH, _BUCKETS, _INITIAL_GAP = 1000, 128, 5000, 100.0
 _JUDGED = 64
 _STEPS = 20_000
 _SEED = 3
+_MANY = 2.0**24  # sightings after which a start weighs nothing
 # algorithm settings of the paper's Figures 4 and 5: alpha, hashes
 _SETTINGS = ((0.002, 1), (0.01, 1), (0.05, 1), (0.01, 2), (0.01, 4))
 # workers, mini-batches per range
@@ -48,12 +50,14 @@ class Setting:
         hashes: m, which share the 5,000 buckets.
         workers: How many learn at once.
         batches_per_range: Mini-batches between a worker's exchanges.
+        paper_start: Whether B starts at 100, as in the paper, or at the gaps that were seen.
     """
 
     alpha: float = 0.01
     hashes: int = 1
     workers: int = 1
     batches_per_range: int = 8
+    paper_start: bool = True
 
 
 def draw_probabilities() -> tuple[np.ndarray, np.ndarray]:
@@ -74,7 +78,7 @@ class Estimator:
 
     Attributes:
         last_seen: [buckets] A.
-        mean_gap: [buckets] B.
+        gaps: [buckets, 2] decayed sum of gaps, and sightings.
         clock: Mini-batches applied.
     """
 
@@ -85,7 +89,11 @@ class Estimator:
         hashed = random.integers(0, per_hash, (setting.hashes, _ITEMS))
         self.buckets = hashed + np.arange(setting.hashes)[:, np.newaxis] * per_hash
         self.last_seen = np.full(_BUCKETS, freq.NEVER, np.int64)
-        self.mean_gap = np.full(_BUCKETS, _INITIAL_GAP, np.float32)
+        start = [_INITIAL_GAP, _MANY] if setting.paper_start else [0.0, 0.0]
+        self.gaps = np.tile(np.array(start, np.float32), (_BUCKETS, 1))
+        self._config = FrequencyConfig(
+            hashes=setting.hashes, alpha=setting.alpha, initial_gap=_INITIAL_GAP
+        )
         self.clock = 0
         self._summarise = tf.function(
             self._summary,
@@ -97,6 +105,7 @@ class Estimator:
     def _summary(self, sightings: tf.Tensor) -> freq.Summary:
         summary, _ = freq.summarise(
             sightings,
+            tf.range(tf.shape(sightings)[1]),
             batch_size=_BATCH,
             num_batches=tf.shape(sightings, tf.int64)[1] // _BATCH,
             alpha=self.setting.alpha,
@@ -104,19 +113,20 @@ class Estimator:
         return summary
 
     def _composed(
-        self, summary: freq.Summary, last_seen: tf.Tensor, mean_gap: tf.Tensor, clock: tf.Tensor
+        self, summary: freq.Summary, last_seen: tf.Tensor, gaps: tf.Tensor, clock: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         return freq.compose(
             summary,
             last_seen=tf.gather(last_seen, summary.buckets),
-            mean_gap=tf.gather(mean_gap, summary.buckets),
+            gaps=tf.gather(gaps, summary.buckets),
             clock=clock,
             alpha=self.setting.alpha,
         )
 
     def estimate(self, items: np.ndarray) -> np.ndarray:
         """Returns the probabilities of items as the server has them now."""
-        return freq.probability(tf.constant(self.mean_gap[self.buckets[:, items]])).numpy()
+        gaps = tf.constant(self.gaps[self.buckets[:, items]])
+        return freq.probability(gaps, self._config, unseen=0.0).numpy()
 
     def learn(self, batches: np.ndarray) -> freq.Summary:
         """Returns a range's summary, as a worker makes it."""
@@ -127,11 +137,11 @@ class Estimator:
         new = self._compose(
             summary,
             tf.constant(self.last_seen),
-            tf.constant(self.mean_gap),
+            tf.constant(self.gaps),
             tf.constant(self.clock, tf.int64),
         )
         places = summary.buckets.numpy()
-        self.last_seen[places], self.mean_gap[places] = new[0].numpy(), new[1].numpy()
+        self.last_seen[places], self.gaps[places] = new[0].numpy(), new[1].numpy()
         self.clock += num_batches
 
 

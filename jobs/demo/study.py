@@ -110,12 +110,13 @@ def frequencies(run: Path, training: pa.Table, config: TrainConfig) -> Frequenci
     Raises:
         ValueError: If the run had no estimator.
     """
-    mean_gap = load_checkpoint(run / "checkpoints").mean_gap
-    if mean_gap is None:
+    gaps = load_checkpoint(run / "checkpoints").gaps
+    if gaps is None:
         raise ValueError(f"{run}: expected a checkpoint with an estimator, found none in it")
     counts = _columns(training, ITEM_ID).group_by(ITEM_ID).len().sort(ITEM_ID)
     ids = tf.constant(counts[ITEM_ID].to_numpy())  # int64: an int32 7 hashes elsewhere
-    estimated = probability(tf.gather(mean_gap, bucket_numbers(ids, config.frequency))).numpy()
+    held = tf.gather(gaps, bucket_numbers(ids, config.frequency))
+    estimated = probability(held, config.frequency, unseen=0.0).numpy()
     share = counts["len"].to_numpy() / training.num_rows
     return Frequencies(true=1.0 - (1.0 - share) ** config.batch_size, estimated=estimated)
 

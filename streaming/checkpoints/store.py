@@ -75,7 +75,7 @@ class LoadedCheckpoint:
 
     Attributes:
         parameters: Value of each table ([buckets, dim]) and weight, by name.
-        last_seen, mean_gap: The estimator's A and B, flat; None without an estimator.
+        last_seen, gaps: The estimator's arrays, as in `servers.variables`; None without it.
         step: Mini-batches applied.
         ledger: What was applied, as `Ledger.to_json` has it.
         specification_fingerprint: The specification that it was trained with.
@@ -85,7 +85,7 @@ class LoadedCheckpoint:
 
     parameters: dict[str, np.ndarray]
     last_seen: np.ndarray | None
-    mean_gap: np.ndarray | None
+    gaps: np.ndarray | None
     step: int
     ledger: dict[str, Any]
     specification_fingerprint: str
@@ -311,7 +311,7 @@ def _load(
     return LoadedCheckpoint(
         parameters=values.get("table", {}) | values.get("weight", {}),
         last_seen=frequency.get("last_seen"),
-        mean_gap=frequency.get("mean_gap"),
+        gaps=frequency.get("gaps"),
         step=manifest["step"],
         ledger=manifest["ledger"],
         specification_fingerprint=manifest["fingerprints"]["specification"],

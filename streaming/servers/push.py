@@ -201,13 +201,13 @@ class ServerChanges:
     def _apply_frequencies(
         self, summary: freq.Summary, clock: tf.Variable, fresh: tf.Tensor
     ) -> list[tf.Operation]:
-        arrays = (self._state.last_seen, self._state.mean_gap)
+        arrays = (self._state.last_seen, self._state.gaps)
         variables = [array.variables[self._server] for array in arrays if array is not None]
         held = [variable.sparse_read(summary.buckets) for variable in variables]
         composed = freq.compose(
             summary,
             last_seen=held[0],
-            mean_gap=held[1],
+            gaps=held[1],
             clock=clock.read_value(),
             alpha=self._state.frequency.alpha,
         )

@@ -79,7 +79,8 @@ class Variables:
         weights: Dense parameters, by name.
         server_of: Which server holds each dense weight.
         table_sums, weight_sums: Adagrad's sums, by the name of their table or weight.
-        last_seen, mean_gap: The estimator's A and B, flat over the hashes; None without it.
+        last_seen, gaps: The estimator's A and what B is made of, flat over the hashes, as in
+            `frequency.compose`; None without it.
         bank: Candidates of former mini-batches, on the server `bank_server`; None without.
         step: Mini-batches applied, on the first server.
         rule: How pushes are merged.
@@ -116,7 +117,7 @@ class Variables:
         for weight in model.weights:
             self._create_weight(weight, self.devices[self.server_of[weight.name]], seed)
         self.last_seen: Shards | None = None
-        self.mean_gap: Shards | None = None
+        self.gaps: Shards | None = None
         if model.candidate_input is not None:
             self._create_estimator()
         self.bank_server = len(self.devices) - 1
@@ -149,13 +150,13 @@ class Variables:
     def _create_estimator(self) -> None:
         buckets = self.frequency.hashes * self.frequency.buckets
         sizes = _shard_sizes("frequency", buckets, len(self.devices))
-        last_seen, mean_gap = [], []
+        last_seen, gaps = [], []
         for size, device in zip(sizes, self.devices, strict=True):
             with tf.device(device):
                 last_seen.append(tf.fill([size], tf.constant(freq.NEVER, tf.int64)))
-                mean_gap.append(tf.fill([size], float(self.frequency.initial_gap)))
+                gaps.append(tf.zeros([size, 2]))
         self.last_seen = Shards("last_seen", last_seen, self.devices)
-        self.mean_gap = Shards("mean_gap", mean_gap, self.devices)
+        self.gaps = Shards("gaps", gaps, self.devices)
 
     def _create_marks(self, num_slots: int, floor: int) -> None:
         self.begun, self.applied, self.clocks, self.pushes = [], [], [], []
@@ -188,8 +189,8 @@ class Variables:
         named |= {} if self.bank is None else self.bank.trackables()
         shards = {f"table/{name}": table for name, table in self.tables.items()}
         shards |= {f"accumulator/{name}": total for name, total in self.table_sums.items()}
-        if self.last_seen is not None and self.mean_gap is not None:
-            shards |= {"frequency/last_seen": self.last_seen, "frequency/mean_gap": self.mean_gap}
+        if self.last_seen is not None and self.gaps is not None:
+            shards |= {"frequency/last_seen": self.last_seen, "frequency/gaps": self.gaps}
         return named | {name: array.trackable for name, array in shards.items()}
 
     def align_clocks(self) -> None:

@@ -50,6 +50,8 @@ class Report(NamedTuple):
 COUNTS = (*reader.COUNTS, "batches", "applied", "torn")
 SUMS = (
     "loss_sum",
+    "unseen_share_sum",
+    "unseen_share_count",
     *(f"drift_{age}_sum" for age in negatives.DRIFT_STEPS),
     *(f"drift_{age}_count" for age in negatives.DRIFT_STEPS),
 )
@@ -65,6 +67,7 @@ class _Seen(NamedTuple):
         num_batches: int64 scalar.
         probability: [num_samples], None without an estimator.
         sightings: Where the range's buckets live, and what it adds to them; None without.
+        unseen: float32 scalar, samples whose candidate was never seen before; None without.
     """
 
     raw: Mapping[str, FeatureValue]
@@ -72,6 +75,7 @@ class _Seen(NamedTuple):
     num_batches: tf.Tensor
     probability: tf.Tensor | None
     sightings: tuple[Route, freq.Summary] | None
+    unseen: tf.Tensor | None
 
 
 def range_inputs(model: Model, frequency: FrequencyConfig) -> list[Input]:
@@ -154,8 +158,8 @@ class RangeFunction:
         read, detail, raw = reader.read_range(topics, numbers, self._inputs)
         num_samples = read[1]
         num_batches = -(-num_samples // self._batch_size)
-        sightings, probability = self._frequencies(raw, num_batches)
-        seen = _Seen(raw, num_samples, num_batches, probability, sightings)
+        sightings, probability, unseen = self._frequencies(raw, num_batches)
+        seen = _Seen(raw, num_samples, num_batches, probability, sightings, unseen)
         corpus_probability, corpus = self._draws(topics[0], numbers, seen)
         # A range that could not be read must not be marked: 0 is below every sequence number.
         sequence = tf.where(tf.equal(read[0], reader.Status.OK), mark[1], tf.zeros_like(mark[1]))
@@ -175,26 +179,30 @@ class RangeFunction:
         learned, outcome = self._learn(ready)
         num_batches = ready.seen.num_batches
         counts = tf.concat([ready.read, [num_batches, outcome.applied, outcome.torn]], axis=0)
-        sums = tf.concat([[learned.loss_sum], *learned.drift], axis=0)
+        sums = tf.concat([[learned.loss_sum], _unseen(ready.seen), *learned.drift], axis=0)
         return Report(counts, sums, ready.detail)
 
     def _frequencies(
         self, raw: Mapping[str, FeatureValue], num_batches: tf.Tensor
-    ) -> tuple[tuple[Route, freq.Summary] | None, tf.Tensor | None]:
-        mean_gap, name = self._state.mean_gap, self._model.candidate_input
-        if mean_gap is None or name is None:
-            return None, None
+    ) -> tuple[tuple[Route, freq.Summary] | None, tf.Tensor | None, tf.Tensor | None]:
+        gaps, name = self._state.gaps, self._model.candidate_input
+        if gaps is None or name is None:
+            return None, None, None
         config = self._state.frequency
         scenario = raw[SCENARIO] if config.per_scenario else None
+        buckets, which = freq.distinct_buckets(raw[name], config, scenario=scenario)
         summary, positions = freq.summarise(
-            freq.bucket_numbers(raw[name], config, scenario=scenario),
+            buckets,
+            which,
             batch_size=self._batch_size,
             num_batches=num_batches,
             alpha=config.alpha,
         )
-        route = self._state.route(summary.buckets, mean_gap)
-        gaps = tf.gather(self._state.pull_rows(mean_gap, route), positions)
-        return (route, summary), freq.probability(gaps)
+        route = self._state.route(summary.buckets, gaps)
+        held = tf.gather(self._state.pull_rows(gaps, route), positions)
+        likely = tf.gather(freq.probability(held, config), which)
+        new = tf.gather(tf.cast(freq.never_seen(held), tf.float32), which)
+        return (route, summary), likely, tf.reduce_sum(new)
 
     def _draws(
         self, topic: tf.Tensor, numbers: tf.Tensor, seen: _Seen
@@ -211,16 +219,18 @@ class RangeFunction:
             draws=draws,
         )
         likely = None
-        if self._state.mean_gap is not None:
-            likely = self._probability_of(raw[draws.identity], self._state.mean_gap)
+        if self._state.gaps is not None:
+            likely = self._probability_of(raw[draws.identity], self._state.gaps)
         return own, CorpusSample(self._model.encode(raw), likely, drawn)
 
-    def _probability_of(self, ids: tf.Tensor, mean_gap: Shards) -> tf.Tensor:
-        """Returns the estimated probabilities of any ids, which the range need not hold."""
-        buckets = freq.bucket_numbers(ids, self._state.frequency)
+    def _probability_of(self, ids: tf.Tensor, gaps: Shards) -> tf.Tensor:
+        """Returns the estimated probabilities of drawn ids, 0 for those never seen."""
+        config = self._state.frequency
+        buckets, which = freq.distinct_buckets(ids, config)
         distinct, positions = tf.unique(tf.reshape(buckets, [-1]))
-        gaps = self._state.pull_rows(mean_gap, self._state.route(distinct, mean_gap))
-        return freq.probability(tf.gather(gaps, tf.reshape(positions, tf.shape(buckets))))
+        held = self._state.pull_rows(gaps, self._state.route(distinct, gaps))
+        held = tf.gather(held, tf.reshape(positions, tf.shape(buckets)))
+        return tf.gather(freq.probability(held, config, unseen=0.0), which)
 
     def _learn(self, ready: _Ready) -> tuple[Learned, PushOutcome]:
         pulled, seen = ready.pulled, ready.seen
@@ -256,6 +266,13 @@ class RangeFunction:
         if bank is None or self._model.bank is None:
             return None
         return negatives.newest(bank, size=self._model.bank.size, num_samples=num_samples)
+
+
+def _unseen(seen: _Seen) -> tf.Tensor:
+    """Returns [2]: samples whose candidate was never seen before, of how many."""
+    if seen.unseen is None:
+        return tf.zeros([2])
+    return tf.stack([seen.unseen, tf.cast(seen.num_samples, tf.float32)])
 
 
 def _present(groups: list[tuple[tf.Tensor | None, ...] | None]) -> list[tf.Tensor]:

@@ -24,8 +24,8 @@ ROWS, SAMPLES, BATCHES, RECORDS = 300, 200, 10, 4
 TRUTH = np.array([1] * SAMPLES + [0] * (ROWS - SAMPLES))
 
 
-# After ten mini-batches with a gap of 1 between them: nine updates of the mean.
-MEAN_GAP = 1 + 99 * 0.999**9
+# After ten mini-batches with a gap of 1 between them: nine gaps, ten sightings.
+GAPS = 1 - 0.999**9
 
 
 def judged(
@@ -37,7 +37,7 @@ def judged(
     samples=SAMPLES,
     records=RECORDS,
     last_seen=BATCHES - 1,
-    mean_gap=MEAN_GAP,
+    gaps=(GAPS, BATCHES),
     cursor=SAMPLES,
     banked=range(SAMPLES),
 ) -> Verdict:
@@ -54,12 +54,12 @@ def judged(
         variable.assign(rows)
     state.weights["batches"].assign([BATCHES])
     state.step.assign(step)
-    for shard, (variable, gaps) in enumerate(
-        zip(state.last_seen.variables, state.mean_gap.variables, strict=True)
+    for shard, (variable, held) in enumerate(
+        zip(state.last_seen.variables, state.gaps.variables, strict=True)
     ):
         for place in (3, 21):  # of two hashes each
             variable[place].assign(last_seen if shard else BATCHES - 1)
-            gaps[place].assign(mean_gap if shard else MEAN_GAP)
+            held[place].assign(gaps if shard else (GAPS, BATCHES))
     state.bank.cursor.assign(cursor)
     state.bank.rows.identity[:SAMPLES].assign(np.array(banked))
     state.bank.rows.vectors[:SAMPLES, 0].assign(np.arange(SAMPLES, dtype=np.float32))
@@ -96,7 +96,8 @@ def test_all_once_is_a_pass(tmp_path):
         ({"last_seen": BATCHES - 2}, "estimator: last seen in [9, 9, 8, 8], expected 9"),
         ({"last_seen": BATCHES}, "estimator: last seen in [9, 9, 10, 10], expected 9"),
         ({"last_seen": -1}, "estimator: found 2 buckets in use, expected 4"),
-        ({"mean_gap": MEAN_GAP + 0.005}, "estimator: mean gaps"),
+        ({"gaps": (GAPS + 0.005, BATCHES)}, "estimator: gaps, sightings"),
+        ({"gaps": (GAPS, BATCHES - 1)}, "estimator: gaps, sightings"),
         ({"cursor": SAMPLES - 1}, "bank: 199 candidates came in, expected 200"),
         ({"cursor": SAMPLES + 1}, "bank: 201 candidates came in, expected 200"),
         ({"banked": [1, *range(1, SAMPLES)]}, "bank: found a candidate twice"),

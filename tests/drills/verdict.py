@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from streaming.checkpoints.store import LoadedCheckpoint, load_checkpoint
 from tests.drills.stream import TOPIC
-from tests.drills.training import ALPHA, BATCHES_PER_RANGE, HASHES, INITIAL_GAP
+from tests.drills.training import ALPHA, BATCHES_PER_RANGE, HASHES
 
 _GAP_TOLERANCE = 0.002  # what float32 leaves of a moving average; a lost range shows as 0.005
 
@@ -91,7 +91,7 @@ def judge(
 def _estimator_problems(loaded: LoadedCheckpoint, *, torn: int) -> list[str]:
     """A user who is in every mini-batch: last seen in the last one, all gaps 1, on every server."""
     assert loaded.last_seen is not None
-    assert loaded.mean_gap is not None
+    assert loaded.gaps is not None
     met = loaded.last_seen >= 0
     seen = loaded.last_seen[met]
     problems = []
@@ -100,10 +100,10 @@ def _estimator_problems(loaded: LoadedCheckpoint, *, torn: int) -> list[str]:
     elif np.abs(seen - (loaded.step - 1)).max() > torn * BATCHES_PER_RANGE:
         problems.append(f"estimator: last seen in {seen.tolist()}, expected {loaded.step - 1}")
     elif not torn:
-        gap = 1 + (INITIAL_GAP - 1) * (1 - ALPHA) ** (loaded.step - 1)
-        found = loaded.mean_gap[met]
-        if np.abs(found - gap).max() > _GAP_TOLERANCE:
-            problems.append(f"estimator: mean gaps {found.tolist()}, expected {gap:.4f}")
+        expected = [1 - (1 - ALPHA) ** (loaded.step - 1), loaded.step]
+        found = loaded.gaps[met]
+        if np.abs(found - expected).max() > _GAP_TOLERANCE:
+            problems.append(f"estimator: gaps, sightings {found.tolist()}, expected {expected}")
     return problems
 
 

@@ -42,10 +42,13 @@ def values(array) -> np.ndarray:
 
 def fill(state: ServerState, number: float) -> None:
     """Row r of every sharded array becomes number + r."""
-    for array in (state.tables["counter"], state.last_seen, state.mean_gap):
+    for array in (state.tables["counter"], state.last_seen):
         for start, variable in zip(array.starts, array.variables, strict=True):
             rows = number + np.arange(start, start + int(variable.shape[0]))
             variable.assign(rows.reshape(variable.shape).astype(variable.dtype.as_numpy_dtype))
+    for start, variable in zip(state.gaps.starts, state.gaps.variables, strict=True):
+        rows = number + np.arange(start, start + int(variable.shape[0]), dtype=np.float32)
+        variable.assign(np.stack([rows, rows + 100], axis=1))
     state.weights["batches"].assign([number])
     for clock in state.clocks:
         clock.assign(int(number))
@@ -76,7 +79,7 @@ def test_everything_comes_back_on_any_number_of_servers(tmp_path, servers):
     state.align_clocks()
     assert ledger.offsets == {Partition("clicks", 0): 7}
     assert ledger.totals.samples == 7
-    for array in (state.tables["counter"], state.last_seen, state.mean_gap):
+    for array in (state.tables["counter"], state.last_seen):
         assert values(array).ravel().tolist() == list(range(7, 17))
     assert state.weights["batches"].numpy().tolist() == [7.0]
     assert [int(clock) for clock in state.clocks] == [7] * servers
@@ -87,7 +90,8 @@ def test_a_checkpoint_is_read_without_a_cluster(tmp_path):
     loaded = load_checkpoint(tmp_path)
     assert loaded.parameters["counter"].ravel().tolist() == list(range(7, 17))
     assert loaded.parameters["batches"].tolist() == [7.0]
-    assert loaded.mean_gap.tolist() == list(range(7, 17))
+    assert loaded.last_seen.tolist() == list(range(7, 17))
+    assert loaded.gaps.tolist() == [[7 + row, 107 + row] for row in range(10)]
     assert loaded.step == 7
     assert loaded.ledger["totals"]["samples"] == 7
     assert loaded.specification_fingerprint == "s1"
@@ -142,7 +146,7 @@ def test_a_checkpoint_with_an_altered_byte_is_passed_over(
     assert len(warnings) == 1
     assert f"{newest} is damaged" in caplog.text
     # Nothing is left of what was read before the damage was met.
-    for array in (state.tables["counter"], state.last_seen, state.mean_gap):
+    for array in (state.tables["counter"], state.last_seen):
         assert values(array).ravel().tolist() == list(range(1, 11))
     assert load_checkpoint(tmp_path).step == 1
 

@@ -219,7 +219,8 @@ class Learner:
         if self._state.bank is None:
             return None
         held = [variable.handle for variable in self._state.bank.rows]
-        return LocalBank(*held, self._state.bank.cursor.read_value(), self._state.step.read_value())
+        cursor, step = self._state.bank.cursor.read_value(), self._state.step.read_value()
+        return LocalBank._make([*held, cursor, step])
 
     def _probabilities(
         self,
@@ -233,41 +234,44 @@ class Learner:
             return None, None
         if self._exact:
             return chunk.probability, None if draws is None else draws.exact
-        array = cast(Shards, self._state.mean_gap).variables[0]
+        array = cast(Shards, self._state.gaps).variables[0]
         likely = None
         if drawn is not None:
-            gaps = tf.gather(array, freq.freq.bucket_numbers(drawn, self._frequency))
-            likely = freq.probability(gaps)
+            gaps = tf.gather(array, freq.bucket_numbers(drawn, self._frequency))
+            likely = freq.probability(gaps, self._frequency, unseen=0.0)
         with tf.control_dependencies([] if likely is None else [likely]):
             ids = cast(tf.Tensor, chunk.features[ITEM_ID])
             return self._estimate(ids, array, num_samples), likely
 
-    def _estimate(self, ids: tf.Tensor, mean_gap: tf.Variable, num_samples: tf.Tensor) -> tf.Tensor:
+    def _estimate(self, ids: tf.Tensor, gaps: tf.Variable, num_samples: tf.Tensor) -> tf.Tensor:
         alpha, size = self._frequency.alpha, self._material.batch_size
+        buckets, which = freq.distinct_buckets(ids, self._frequency)
         summary, positions = freq.summarise(
-            freq.freq.bucket_numbers(ids, self._frequency),
+            buckets,
+            which,
             batch_size=size,
             num_batches=-(-num_samples // size),
             alpha=alpha,
         )
         last_seen = cast(Shards, self._state.last_seen).variables[0]
-        held = tf.gather(mean_gap, summary.buckets)
+        held = tf.gather(gaps, summary.buckets)
         composed = freq.compose(
             summary,
             last_seen=tf.gather(last_seen, summary.buckets),
-            mean_gap=held,
+            gaps=held,
             clock=self._state.step.read_value(),
             alpha=alpha,
         )
         last_seen.scatter_update(tf.IndexedSlices(composed[0], summary.buckets))
-        mean_gap.scatter_update(tf.IndexedSlices(composed[1], summary.buckets))
-        return freq.probability(tf.gather(held, positions))
+        gaps.scatter_update(tf.IndexedSlices(composed[1], summary.buckets))
+        likely = freq.probability(tf.gather(held, positions), self._frequency)
+        return tf.gather(likely, which)
 
 
 def variables(state: ServerState) -> Sequence[tf.Variable]:
     """Returns every variable of a state with one server that training changes, in a fixed order."""
     shards = [*state.tables.values(), *state.table_sums.values(), *state.touches.values()]
-    shards += [array for array in (state.last_seen, state.mean_gap) if array is not None]
+    shards += [array for array in (state.last_seen, state.gaps) if array is not None]
     dense = [*state.weights.values(), *state.weight_sums.values(), *state.clocks, *state.pushes]
     return [variable for each in shards for variable in each.variables] + dense
 

@@ -89,17 +89,20 @@ class Simulator:
     def _pull_range(self, raw: Features) -> Held:
         features, _, used = compact_all(self._model.encode(raw), None, self._model)
         probability, sightings = None, None
-        if self._state.mean_gap is not None:
+        if self._state.gaps is not None:
             ids = raw[ITEM_ID]
+            buckets, which = freq.distinct_buckets(ids, self._frequency)
             summary, positions = freq.summarise(
-                freq.bucket_numbers(ids, self._frequency),
+                buckets,
+                which,
                 batch_size=self._batch_size,
                 num_batches=self._num_batches(ids),
                 alpha=self._frequency.alpha,
             )
-            route = self._state.route(summary.buckets, self._state.mean_gap)
-            gaps = tf.gather(self._state.pull_rows(self._state.mean_gap, route), positions)
-            probability, sightings = freq.probability(gaps), (route, summary)
+            route = self._state.route(summary.buckets, self._state.gaps)
+            gaps = tf.gather(self._state.pull_rows(self._state.gaps, route), positions)
+            likely = freq.probability(gaps, self._frequency)
+            probability, sightings = tf.gather(likely, which), (route, summary)
         return Held(features, self._state.pull(used), probability, sightings)
 
     def _num_batches(self, ids: FeatureValue) -> tf.Tensor:

@@ -96,27 +96,30 @@ class Alone:
     def _probability(self, ids: tf.Tensor, num_samples: tf.Tensor) -> tf.Tensor:
         state = self._state
         num_batches = -(-num_samples // self._batch_size)
+        buckets, which = freq.distinct_buckets(ids, self._config)
         summary, positions = freq.summarise(
-            freq.bucket_numbers(ids, self._config),
+            buckets,
+            which,
             batch_size=self._batch_size,
             num_batches=num_batches,
             alpha=self._config.alpha,
         )
-        last_seen, mean_gap = (
-            cast(Shards, array).variables[0] for array in (state.last_seen, state.mean_gap)
+        last_seen, gaps = (
+            cast(Shards, array).variables[0] for array in (state.last_seen, state.gaps)
         )
-        held = tf.gather(mean_gap, summary.buckets)
+        held = tf.gather(gaps, summary.buckets)
         composed = freq.compose(
             summary,
             last_seen=tf.gather(last_seen, summary.buckets),
-            mean_gap=held,
+            gaps=held,
             clock=state.step.read_value(),
             alpha=self._config.alpha,
         )
         last_seen.scatter_update(tf.IndexedSlices(composed[0], summary.buckets))
-        mean_gap.scatter_update(tf.IndexedSlices(composed[1], summary.buckets))
+        gaps.scatter_update(tf.IndexedSlices(composed[1], summary.buckets))
         state.step.assign_add(num_batches)
-        return freq.probability(tf.gather(held, positions))
+        likely = freq.probability(tf.gather(held, positions), self._config)
+        return tf.gather(likely, which)
 
     def _handles(self) -> dict[str, Handles]:
         state = self._state
