@@ -36,6 +36,7 @@ class Meter:
 
     def _begin(self, now: float) -> None:
         self._since, self._samples, self.batches = now, 0, 0
+        self._ranges = self._ahead = 0
         self._sums: dict[str, float] = {}
         self._counts: dict[str, float] = {}
 
@@ -43,7 +44,8 @@ class Meter:
         """Notes a range that was applied.
 
         Args:
-            report: Its `samples`, `batches` and `loss_sum`; `first_ms` and `last_ms`, the times of
+            report: Its `samples`, `batches` and `loss_sum`; `ahead`, 1 if its worker had read it
+                while it learned the one before; `first_ms` and `last_ms`, the times of
                 its oldest and newest event, below 0 for none; `NAME_sum` of the other scalars of
                 its mini-batches, with `NAME_count` if they are not one per mini-batch.
             worker: Who did it.
@@ -51,6 +53,9 @@ class Meter:
             wall_ms: Milliseconds since 1970.
         """
         self._samples += int(report["samples"])
+        if "ahead" in report:
+            self._ranges += 1
+            self._ahead += int(report["ahead"])
         self.batches += int(report["batches"])
         for name, value in report.items():
             if name.endswith("_sum"):
@@ -74,6 +79,8 @@ class Meter:
                 if self._counts[name]
             }
             figures["stream/samples_per_second"] = self._samples / max(1e-9, now - self._since)
+        if self._ranges:
+            figures["stream/read_ahead_share"] = self._ahead / self._ranges
         self._begin(now)
         return figures
 

@@ -30,7 +30,11 @@ class DeadLetters(Protocol):
 
 
 class DeadLetterFiles:
-    """One Parquet file per range that has rejects; its name makes a retry overwrite it."""
+    """One Parquet file per range that has rejects; its name makes a retry overwrite it.
+
+    After a restart from a checkpoint ranges may be cut elsewhere, and files overlap: a record is
+    one by its topic, partition and offset.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory

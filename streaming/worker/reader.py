@@ -17,7 +17,7 @@ import uuid
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +32,7 @@ from streaming.config import StreamConfig, TrainConfig
 from streaming.source import (
     Partition,
     Range,
+    Reject,
     Source,
     SourceUnavailableError,
 )
@@ -42,7 +43,8 @@ logger = logging.getLogger(__name__)
 _READ_TOKEN = "headrace.read_range"
 _WHERE_TOKEN = "headrace.whereabouts"
 COORDINATOR = b"coordinator"
-COUNTS = ("status", "samples", "rejects", "lost", "first_ms", "last_ms")
+COUNTS = ("status", "samples", "rejects", "lost", "first_ms", "last_ms", "ahead")
+_AHEAD = COUNTS.index("ahead")
 NO_TIME = -1
 
 
@@ -55,13 +57,21 @@ class Status(enum.IntEnum):
     FAILED = 3
 
 
+class _Read(NamedTuple):
+    """A range as it was read: what the graph is given, and the rejects, which are not kept yet."""
+
+    columns: list[np.ndarray]
+    rejects: Sequence[Reject] = ()
+
+
 class RangeReader:
     """Reads ranges in a worker: never raises, since an error in a closure ends the whole run.
 
     A read ahead of the next range overlaps with training on this one, if the next one fits into
     `read_ahead_bytes`: by the largest record so far it is judged before it is read, and by its own
     size afterwards. Samples are shuffled by a seed made from the range, so a retry sees the same
-    order. Rejected records are kept before the range counts.
+    order. Rejected records are kept before the range counts, and not before it is asked for: what
+    is read ahead may be learned elsewhere.
     """
 
     def __init__(
@@ -79,7 +89,7 @@ class RangeReader:
         self._last_bytes = 0
         self._bytes_per_record = 0.0
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead")
-        self._ahead: tuple[Range, Future[list[np.ndarray] | None]] | None = None
+        self._ahead: tuple[Range, Future[_Read | None]] | None = None
         self._lock = threading.Lock()
         self._name = ""
 
@@ -105,49 +115,55 @@ class RangeReader:
             columns = self._take(wanted)
             expected = (next_end - next_start) * self._bytes_per_record
             if next_end > next_start and expected <= self._stream.read_ahead_bytes:
-                self._ahead = (likely, self._pool.submit(self._columns_if_small, likely))
+                self._ahead = (likely, self._pool.submit(self._read_if_small, likely))
         return columns
 
     def _take(self, wanted: Range) -> list[np.ndarray]:
         ahead, self._ahead = self._ahead, None
+        found = None
         if ahead is not None and ahead[0] == wanted:
-            columns = ahead[1].result()
-            if columns is not None:
-                return columns
+            found = ahead[1].result()
         elif ahead is not None:
             ahead[1].cancel()
-        # The pool has one thread, as the source may have one user at a time.
-        return self._pool.submit(self._columns, wanted).result()
+        hit = found is not None
+        # The pool has one thread, as source and dead letters may have one user at a time.
+        if found is None:
+            found = self._pool.submit(self._read, wanted).result()
+        columns = found.columns
+        if found.rejects:
+            columns = self._pool.submit(self._kept, wanted, found).result()
+        columns[0][_AHEAD] = hit
+        return columns
 
-    def _columns_if_small(self, likely: Range) -> list[np.ndarray] | None:
-        columns = self._columns(likely)
-        return columns if self._last_bytes <= self._stream.read_ahead_bytes else None
+    def _read_if_small(self, likely: Range) -> _Read | None:
+        found = self._read(likely)
+        return found if self._last_bytes <= self._stream.read_ahead_bytes else None
 
-    def _columns(self, wanted: Range) -> list[np.ndarray]:
-        """Returns [status, counts, detail] and the columns, flat, in the order of the inputs."""
-        status, detail = Status.OK, self._name
+    def _kept(self, wanted: Range, found: _Read) -> list[np.ndarray]:
+        """Returns the columns once the rejects are kept."""
+        try:
+            self._dead_letters.write(wanted, found.rejects)
+        except Exception as error:  # noqa: BLE001 - it is told by a status
+            return self._nothing(*_failure(wanted, error))
+        return found.columns
+
+    def _read(self, wanted: Range) -> _Read:
+        """Reads [counts, detail] and the columns, flat, in the order of the inputs."""
         try:
             result = self._source.read(wanted)
-            self._dead_letters.write(wanted, result.rejects)
             order = shuffled(wanted, result.samples.num_rows, window=self._stream.shuffle_window)
             columns = self._flatten(result.samples.take(pa.array(order)))
             self._measure(wanted, result.samples)
-        except (SourceUnavailableError, OSError) as error:  # a shared volume may be away, too
-            status, detail = Status.UNAVAILABLE, str(error)
-        except InputError as error:
-            status, detail = Status.BAD_INPUT, str(error)
-        except Exception as error:  # goes to the coordinator, which stops the run
-            logger.exception("reading %s failed", wanted)
-            status, detail = Status.FAILED, f"{type(error).__name__}: {error}"
-        if status != Status.OK:
-            return self._nothing(status, detail)
-        counts = [int(status), result.samples.num_rows, len(result.rejects), result.lost]
-        counts += _event_times(result.samples)
-        return [np.array(counts, np.int64), np.array(detail.encode(), object), *columns]
+        except Exception as error:  # noqa: BLE001 - it is told by a status
+            return _Read(self._nothing(*_failure(wanted, error)))
+        counts = [int(Status.OK), result.samples.num_rows, len(result.rejects), result.lost]
+        counts += [*_event_times(result.samples), 0]
+        told = [np.array(counts, np.int64), np.array(self._name.encode(), object)]
+        return _Read([*told, *columns], result.rejects)
 
     def _nothing(self, status: Status, detail: str) -> list[np.ndarray]:
         empty = pa.table({i.name: pa.array([], type=_arrow_type(i)) for i in self._inputs})
-        counts = np.array([int(status), 0, 0, 0, NO_TIME, NO_TIME], np.int64)
+        counts = np.array([int(status), 0, 0, 0, NO_TIME, NO_TIME, 0], np.int64)
         return [counts, np.array(detail.encode(), object), *self._flatten(empty)]
 
     def _measure(self, wanted: Range, samples: pa.Table) -> None:
@@ -161,6 +177,16 @@ class RangeReader:
             for column in self._inputs
             for array in column_arrays(samples.column(column.name), column)
         ]
+
+
+def _failure(wanted: Range, error: Exception) -> tuple[Status, str]:
+    """Returns what the coordinator is told of an error."""
+    if isinstance(error, (SourceUnavailableError, OSError)):  # a shared volume may be away, too
+        return Status.UNAVAILABLE, str(error)
+    if isinstance(error, InputError):
+        return Status.BAD_INPUT, str(error)
+    logger.error("reading %s failed", wanted, exc_info=error)
+    return Status.FAILED, f"{type(error).__name__}: {error}"
 
 
 # TensorFlow's registry holds weak references only.
@@ -206,8 +232,9 @@ def read_range(
         inputs: The columns to read.
 
     Returns:
-        counts ([6] int64, named by COUNTS; the times are those of the range's oldest and newest
-        sample in milliseconds, or NO_TIME), detail (string scalar) and the features by name, raw.
+        counts ([7] int64, named by COUNTS; the times are those of the range's oldest and newest
+        sample in milliseconds, or NO_TIME; `ahead` is 1 if it had been read ahead), detail (string
+        scalar) and the features by name, raw.
     """
     types: list[tf.DType] = [tf.int64, tf.string]
     for column in inputs:

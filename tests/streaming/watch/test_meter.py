@@ -9,6 +9,13 @@ def report(**values: float) -> dict[str, float]:
     return {"samples": 10, "batches": 2, "loss_sum": 3.0, "first_ms": -1, "last_ms": -1} | values
 
 
+def test_the_share_of_ranges_that_had_been_read_ahead() -> None:
+    meter = Meter(now=0.0)
+    for ahead in (1, 1, 0, 1):
+        meter.add(report(ahead=ahead), worker="a", now=1.0, wall_ms=0)
+    assert meter.interval(2.0)["stream/read_ahead_share"] == 0.75
+
+
 def test_rates_and_means_are_those_since_the_last_time() -> None:
     meter = Meter(now=0.0)
     meter.add(report(drift_sum=1.0), worker="a", now=1.0, wall_ms=0)

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 
 from streaming.config import StreamConfig
-from streaming.source import Partition, Range, ReadResult
+from streaming.source import Partition, Range, ReadResult, Reject
 from streaming.worker.dead_letters import DeadLetterFiles
-from streaming.worker.reader import NO_TIME, RangeReader, Status, shuffled
+from streaming.worker.reader import COUNTS, NO_TIME, RangeReader, Status, shuffled
 
 import tensorflow as tf  # isort: skip
 
@@ -24,6 +24,7 @@ class Source:
     def __init__(self) -> None:
         self.reads: list[Range] = []
         self.samples_per_record = 1
+        self.rejects: list[Reject] = []
 
     def read(self, wanted: Range) -> ReadResult:
         self.reads.append(wanted)
@@ -34,7 +35,7 @@ class Source:
         ]
         numbers = pa.array(offsets, pa.int64())
         times = pa.array([10 * offset for offset in reversed(offsets)], pa.int64())
-        return ReadResult(pa.table({"item_id": numbers, "timestamp_ms": times}), [], 0)
+        return ReadResult(pa.table({"item_id": numbers, "timestamp_ms": times}), self.rejects, 0)
 
 
 def make(tmp_path, **stream: int) -> tuple[Source, RangeReader]:
@@ -60,8 +61,9 @@ def settle(reader: RangeReader) -> None:
 
 def test_a_range_tells_the_times_of_its_oldest_and_newest_sample(tmp_path):
     _, reader = make(tmp_path)
-    assert read(reader, Range(CLICKS, 3, 9))[0].tolist() == [Status.OK, 6, 0, 0, 30, 80]
-    assert read(reader, Range(CLICKS, 3, 3))[0].tolist() == [Status.OK, 0, 0, 0, NO_TIME, NO_TIME]
+    assert read(reader, Range(CLICKS, 3, 9))[0].tolist() == [Status.OK, 6, 0, 0, 30, 80, 0]
+    none = [Status.OK, 0, 0, 0, NO_TIME, NO_TIME, 0]
+    assert read(reader, Range(CLICKS, 3, 3))[0].tolist() == none
 
 
 def test_without_a_window_the_order_is_the_streams(tmp_path):
@@ -127,3 +129,36 @@ def test_a_range_that_turns_out_larger_than_allowed_is_not_kept(tmp_path):
     assert source.reads.count(large) == 2
     read(reader, large, Range(CLICKS, 20, 30))  # records are known to be larger by now
     assert reader._ahead is None
+
+
+def test_a_range_says_whether_it_had_been_read_ahead(tmp_path):
+    _, reader = make(tmp_path)
+    ranges = [Range(CLICKS, start, start + 10) for start in (0, 10, 30, 20)]
+    hits = []
+    for wanted, likely in zip(ranges, [ranges[1], Range(CLICKS, 20, 30), None, None], strict=True):
+        hits.append(read(reader, wanted, likely)[0][COUNTS.index("ahead")])
+    assert hits == [0, 1, 0, 0]
+
+
+def test_rejects_are_kept_when_a_range_is_run_and_not_when_it_is_read_ahead(tmp_path):
+    source, reader = make(tmp_path)
+    source.rejects = [Reject(5, "undecodable", "found nothing", b"?")]
+    read(reader, Range(CLICKS, 0, 5), Range(CLICKS, 5, 10))
+    settle(reader)
+    assert [path.name for path in tmp_path.iterdir()] == ["clicks-0-0-5.parquet"]
+    counts = read(reader, Range(CLICKS, 5, 10))[0]
+    assert counts[COUNTS.index("rejects")] == counts[COUNTS.index("ahead")] == 1
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "clicks-0-0-5.parquet",
+        "clicks-0-5-10.parquet",
+    }
+
+
+def test_a_range_whose_rejects_cannot_be_kept_is_not_learned(tmp_path):
+    source, reader = make(tmp_path / "dead")
+    source.rejects = [Reject(5, "undecodable", "found nothing", b"?")]
+    (tmp_path / "dead").write_text("a file where a folder should be")
+    counts, detail, *columns = read(reader, Range(CLICKS, 0, 10))
+    assert counts[0] == Status.UNAVAILABLE
+    assert b"dead" in detail.item()
+    assert columns[0].size == 0
