@@ -40,6 +40,7 @@ from streaming.cluster import (
     Topology,
     index_from_hostname,
     serve,
+    started_within,
     topology_from_environment,
 )
 from streaming.config import ArchiveConfig, TrainConfig
@@ -77,7 +78,8 @@ def run_role(arguments: argparse.Namespace, process: type[TrainingProcess]) -> i
     """Runs one process of the cluster, as its flags or TF_CONFIG say."""
     follow_parent()
     topology, role, index = _place(arguments)
-    import_tensorflow()
+    with started_within():
+        import_tensorflow()
     run = process(arguments)
     run.name = f"{role} {index}"
     if role == "coordinator":

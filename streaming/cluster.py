@@ -5,7 +5,9 @@ Roles: `ps` (parameter servers), `worker` and `coordinator`, which TensorFlow ca
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import faulthandler
 import json
 import logging
 import os
@@ -14,7 +16,7 @@ import re
 import signal
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 from pipeline.schema import InputError
@@ -28,6 +30,7 @@ ROLES: Final = ("coordinator", "worker", "ps")
 _TF_NAMES: Final = {"coordinator": "chief", "worker": "worker", "ps": "ps"}
 _PORTS: Final = range(15_000, 32_000)
 _ORDINAL = re.compile(r"-(\d+)$")
+_START_SECONDS = 120.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -92,6 +95,22 @@ def index_from_hostname(hostname: str) -> int:
     return int(match.group(1)) if match else 0
 
 
+@contextlib.contextmanager
+def started_within(seconds: float = _START_SECONDS) -> Iterator[None]:
+    """Ends this process with 1 and each thread's traceback if what is inside takes longer.
+
+    TensorFlow was seen to hang at its start, once in hundreds. The others would wait for such a
+    process for ever; who runs it starts it again.
+    """
+    stream = os.dup(2)  # which may lead elsewhere while TensorFlow is imported
+    faulthandler.dump_traceback_later(seconds, exit=True, file=stream)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+        os.close(stream)
+
+
 def serve(topology: Topology, role: str, index: int) -> int:
     """Runs a worker or a parameter server until SIGTERM.
 
@@ -100,12 +119,13 @@ def serve(topology: Topology, role: str, index: int) -> int:
     """
     import tensorflow as tf  # the launcher imports this module and must stay light
 
-    server = tf.distribute.Server(
-        tf.train.ClusterSpec(topology.jobs),
-        job_name=_TF_NAMES[role],
-        task_index=index,
-        protocol="grpc",
-    )
+    with started_within():
+        server = tf.distribute.Server(
+            tf.train.ClusterSpec(topology.jobs),
+            job_name=_TF_NAMES[role],
+            task_index=index,
+            protocol="grpc",
+        )
     logger.info("%s %d serves at %s", role, index, topology.address(role, index))
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())

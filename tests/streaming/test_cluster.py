@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -58,3 +60,24 @@ def test_free_addresses_differ():
     addresses = free_addresses(5)
     assert len(set(addresses)) == 5
     assert all(address.startswith("127.0.0.1:") for address in addresses)
+
+
+def test_a_process_that_hangs_at_its_start_says_where_and_ends():
+    program = """
+import time
+from streaming.cluster import started_within
+
+def import_something():
+    time.sleep(60)
+
+with started_within(1):
+    pass
+time.sleep(1.5)
+with started_within(0.2):
+    import_something()
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert ended.returncode == 1
+    assert "in import_something" in ended.stderr
