@@ -3,6 +3,7 @@
   headrace offsets show   --config F [--times] [--json]    positions, lag, what retention took away
   headrace offsets export --config F --out FILE            positions, for train.stream.start.offsets
   headrace offsets reset  --config F --to earliest|latest  another position; nothing is deleted
+  headrace offsets forget --config F --topic NAME          a topic that is not read any more
 
 Positions are those of the newest checkpoint of `train.directory`.
 """
@@ -27,7 +28,7 @@ from jobs.train import open_source
 from pipeline import durable
 from pipeline.schema import TIMESTAMP_MS, InputError
 from pipeline.specification import Specification
-from streaming.checkpoints.reposition import moved, rewrite_ledger
+from streaming.checkpoints.reposition import moved, rewrite_ledger, without
 from streaming.checkpoints.store import checkpoint_folders, load_ledger
 from streaming.config import StartConfig, TrainConfig
 from streaming.ledger import Ledger
@@ -48,8 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = cast(TrainConfig, settings["train"])
     source = open_source(config, cast(Specification, settings["specification"]))
     try:
-        run = {"show": _show, "export": _export, "reset": _reset}[arguments.command]
-        run(arguments, config, source)
+        _COMMANDS[arguments.command](arguments, config, source)
     finally:
         source.close()
     return EXIT_DONE
@@ -78,7 +78,11 @@ def argument_parser() -> argparse.ArgumentParser:
     reset.add_argument(
         "--topic", action="append", help="move this topic only; repeatable; default: all"
     )
-    for command in (show, export, reset):
+    forget = commands.add_parser("forget", help="drop what is known of a topic that was retired")
+    forget.add_argument(
+        "--topic", action="append", required=True, help="one that is not read; repeatable"
+    )
+    for command in (show, export, reset, forget):
         add_config_arguments(command)
     return parser
 
@@ -203,6 +207,18 @@ def _reset(arguments: argparse.Namespace, config: TrainConfig, source: Source) -
     folder = rewrite_ledger(
         _checkpoints(config), lambda ledger: moved(ledger, source, start, topics=topics)
     )
+    _say_written(folder)
+
+
+def _forget(arguments: argparse.Namespace, config: TrainConfig, source: Source) -> None:
+    _say_written(
+        rewrite_ledger(
+            _checkpoints(config), lambda ledger: without(ledger, source, arguments.topic)
+        )
+    )
+
+
+def _say_written(folder: Path) -> None:
     Console().print(
         f"written: {folder.name}, from which training goes on. The one before it is as it was, and"
         " is removed as any other, when train.checkpoint.keep newer ones are there."
@@ -223,6 +239,9 @@ def _parse_time(text: str) -> datetime:
 
 def _checkpoints(config: TrainConfig) -> Path:
     return Path(config.directory) / "checkpoints"
+
+
+_COMMANDS: Final = {"show": _show, "export": _export, "reset": _reset, "forget": _forget}
 
 
 if __name__ == "__main__":

@@ -138,12 +138,20 @@ class Ledger:
         """Refuses offsets that were counted in another life of a topic.
 
         Raises:
-            InputError: If a topic's identity differs from the one that the offsets belong to.
+            InputError: If a topic's identity differs from the one that the offsets belong to, or
+                the topic is not read any more.
         """
         for topic, stored in self.identity.items():
-            if found.get(topic) != stored:
+            if topic not in found:
                 raise InputError(
-                    f"topic {topic!r}: found identity {found.get(topic)}, expected {stored}: it is"
-                    " not the stream that the checkpoint's offsets were counted in (deleted and"
-                    " created again, or its files changed); train from it in a new directory"
+                    f"topic {topic!r}: found offsets of it in the checkpoint, but it is not among"
+                    f" those that are read ({', '.join(sorted(found))}); expected it there. If it"
+                    f" was retired: `headrace offsets forget --topic {topic}`"
+                )
+            if found[topic] != stored:
+                raise InputError(
+                    f"topic {topic!r}: found identity {found[topic]}, expected {stored}: it is not"
+                    " the stream that the checkpoint's offsets were counted in (deleted and created"
+                    " again, or its files changed). To go on in the new one: `headrace offsets"
+                    f" reset --to earliest --topic {topic}`; or train in a new directory"
                 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ def moved(
         ledger: The one that is saved.
         source: What it is about.
         start: Where to: `earliest`, `latest`, a time or a file of offsets.
-        topics: Topics that are moved; None for all. The others must be the same as before.
+        topics: Topics that are moved; None for all. The others must be the same as before, and
+            read; one that was retired must be forgotten first, by `without`.
 
     Raises:
         InputError: If the position is not of this source, or a topic is not in it.
@@ -40,7 +41,7 @@ def moved(
     wanted = first_ledger(start, source, starts=starts, ends=ends)
     wanted.check_identity(source.identity(wanted.offsets))
     chosen = found if topics is None else topics
-    offsets = {p: o for p, o in ledger.offsets.items() if p.topic in found - chosen}
+    offsets = {p: o for p, o in ledger.offsets.items() if p.topic not in chosen}
     offsets |= {p: o for p, o in wanted.offsets.items() if p.topic in chosen}
     for partition, offset in offsets.items():
         if partition in ends and offset > ends[partition]:
@@ -48,10 +49,32 @@ def moved(
                 f"topic {partition.topic} partition {partition.number}: found offset {offset};"
                 f" expected at most its end, {ends[partition]}"
             )
+    kept = {topic: known for topic, known in ledger.identity.items() if topic not in chosen}
     identity = source.identity(offsets)
-    kept = {topic: known for topic, known in ledger.identity.items() if topic in found - chosen}
     Ledger(offsets, kept).check_identity(identity)
     result = Ledger(offsets, identity)
+    result.totals = ledger.totals
+    return result
+
+
+def without(ledger: Ledger, source: Source, topics: Collection[str]) -> Ledger:
+    """Returns a ledger that knows nothing of topics that are not read any more; totals are kept.
+
+    Raises:
+        InputError: If one of them is still read, or the ledger has no offsets of it.
+    """
+    known = {partition.topic for partition in ledger.offsets}
+    if unknown := sorted(set(topics) - known):
+        raise InputError(f"--topic: found {', '.join(unknown)}; expected some of {sorted(known)}")
+    if read := sorted({partition.topic for partition in source.partitions()} & set(topics)):
+        raise InputError(
+            f"--topic: found {', '.join(read)}, which is read: it would begin again at its first"
+            " record; expected topics that were taken out of train.source first"
+        )
+    result = Ledger(
+        {p: offset for p, offset in ledger.offsets.items() if p.topic not in topics},
+        {topic: known for topic, known in ledger.identity.items() if topic not in topics},
+    )
     result.totals = ledger.totals
     return result
 

@@ -200,8 +200,9 @@ class KafkaClient:
             if (known := self._ids.setdefault(name, topic_id)) != topic_id:
                 raise InputError(
                     f"topic {name!r}: found id {topic_id}; expected {known}: it was deleted and"
-                    " created again while it was read. Nothing was saved since: train from the"
-                    " new one in a new directory"
+                    " created again while it was read. Nothing was saved since. To go on in the"
+                    f" new one: `headrace offsets reset --to earliest --topic {name}`; or train in"
+                    " a new directory"
                 )
 
 

@@ -171,6 +171,29 @@ def test_a_run_without_checkpoint_has_no_position_to_export_or_move(
     assert capsys.readouterr().err.count("found no checkpoint; expected one") == 2
 
 
+def test_a_retired_topic_is_named_forgotten_and_not_before_it_is_retired(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone, known = Partition("gone", 0), identity(run, 5)
+    save(run.directory, {run.partition: 5, gone: 7}, known | {"gone": "id-1"})
+    for command in (["show"], ["reset", "--to", "latest"]):
+        assert run(*command) == 2
+        assert "`headrace offsets forget --topic gone`" in capsys.readouterr().err
+    assert load_ledger(run.checkpoints).offsets == {run.partition: 5, gone: 7}
+
+    assert run("forget", "--topic", run.partition.topic) == 2
+    assert f"found {run.partition.topic}, which is read" in capsys.readouterr().err
+    assert run("forget", "--topic", "never") == 2
+    assert "--topic: found never; expected some of ['archive', 'gone']" in capsys.readouterr().err
+    assert run("forget", "--topic", "gone") == 0
+
+    ledger = load_ledger(run.checkpoints)
+    assert ledger.offsets == {run.partition: 5}
+    assert ledger.identity == known
+    assert ledger.totals == Totals(records=5, samples=50, lost=1, rejects=2)
+    assert run("show") == 0
+
+
 @pytest.mark.kafka
 def test_what_a_broker_deleted_and_a_topic_made_anew_are_shown_and_left_behind(
     tmp_path: Path, kafka: str, topic: str, capsys: pytest.CaptureFixture[str]

@@ -48,8 +48,12 @@ def test_json_keeps_all():
 def test_offsets_of_another_life_of_a_topic_are_refused():
     ledger = Ledger({A: 3}, {"clicks": "id-1"})
     ledger.check_identity({"clicks": "id-1"})
-    with pytest.raises(InputError, match="found identity id-2, expected id-1"):
+    with pytest.raises(InputError, match="found identity id-2, expected id-1") as other:
         ledger.check_identity({"clicks": "id-2"})
+    assert "`headrace offsets reset --to earliest --topic clicks`" in str(other.value)
+    with pytest.raises(InputError, match=r"those that are read \(views\)") as retired:
+        ledger.check_identity({"views": "id-3"})
+    assert "`headrace offsets forget --topic clicks`" in str(retired.value)
 
 
 def test_new_partitions_join_at_their_start_and_a_shorter_source_is_refused():
