@@ -46,8 +46,8 @@ class FaultyRangeFunction(step.RangeFunction):
         report = super()._run(marks, topics, numbers)
         return report._replace(counts=_pass("after-push", report.counts))
 
-    def _finish(self, ready):
-        report = super()._finish(ready)
+    def _finish(self, ready, **order):
+        report = super()._finish(ready, **order)
         return report._replace(counts=_pass("in-flight", report.counts))
 
 
