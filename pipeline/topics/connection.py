@@ -8,9 +8,9 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.schema import InputError
 from pipeline.topics.security import SaslConfig, TlsConfig, security_options
@@ -41,6 +41,25 @@ class BrokerConnection(BaseModel):
     """Encrypt, and check who the broker is; `tls: {}` trusts the system's authorities."""
     sasl: SaslConfig | None = None
     """Log in with a user name and a password."""
+
+    @model_validator(mode="after")
+    def _password_is_hidden(self) -> Self:
+        sasl = self.sasl
+        if sasl is None:
+            return self
+        shown = sasl.mechanism == "PLAIN" and self.tls is None
+        if shown and not sasl.plaintext:
+            raise ValueError(
+                "sasl: found mechanism PLAIN without `tls`, which shows the password to anyone on"
+                " the way; expected `tls` (`tls: {}` trusts the system's authorities), a SCRAM"
+                " mechanism, or, in a network that is trusted, `plaintext: true`"
+            )
+        if sasl.plaintext and not shown:
+            raise ValueError(
+                "sasl.plaintext: found true, with `tls` or a SCRAM mechanism; expected false: the"
+                " password is not shown"
+            )
+        return self
 
     def client_options(self) -> dict[str, Any]:
         """Returns the options that every kafka-python client of ours gets, secrets among them.

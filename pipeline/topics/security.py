@@ -65,12 +65,14 @@ class SaslConfig(_Section):
     """A user name and where its password is: in a mounted file, or in an environment variable."""
 
     mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
-    """`PLAIN` sends the password itself: use it under `tls` only."""
+    """`PLAIN` sends the password itself: with `tls` only, or see `plaintext`."""
     username: str
     password_file: Path | None = None
     """A file whose content is the password; a last line break is left out."""
     password_environment: str | None = None
     """Name of the environment variable that holds the password."""
+    plaintext: bool = False
+    """Let `PLAIN` send the password where anyone on the way can read it: without `tls`."""
 
     @model_validator(mode="before")
     @classmethod

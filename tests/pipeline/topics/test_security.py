@@ -55,6 +55,17 @@ def test_files_and_the_password_of_a_mounted_file_become_the_clients_options(
     }
 
 
+def test_a_password_is_not_sent_in_the_open_unless_asked_for() -> None:
+    login = {"mechanism": "PLAIN", "username": "trainer", "password_file": "p"}
+    with pytest.raises(ValidationError, match="found mechanism PLAIN without `tls`"):
+        connection(sasl=login)
+    with pytest.raises(ValidationError, match=r"sasl.plaintext: found true with `tls`"):
+        connection(sasl=login | {"plaintext": True}, tls={})
+    connection(sasl=login | {"plaintext": True})
+    connection(sasl=login, tls={})
+    connection(sasl=login | {"mechanism": "SCRAM-SHA-512"})  # sends a proof, not the password
+
+
 def test_the_password_of_an_environment_variable_is_read_when_a_client_is_made(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -107,3 +107,10 @@ def test_the_skew_of_replays_is_refused():
     archive = {"archive": {"directory": "d", "replays": 2}}
     with pytest.raises(ValidationError, match="max_skew_seconds: found a bound with 2 replays"):
         TrainConfig(directory="d", source=archive, stream={"max_skew_seconds": 60})
+
+
+def test_a_read_must_be_given_up_before_the_run_is_taken_for_stuck():
+    kafka = {"bootstrap_servers": ["b:1"], "topics": ["clicks"], "stall_timeout_seconds": 30.0}
+    with pytest.raises(ValidationError, match="stall_timeout_seconds: found 30; expected less"):
+        TrainConfig(directory="d", source={"kafka": kafka}, watch={"stall_seconds": 30})
+    TrainConfig(directory="d", source={"kafka": kafka}, watch={"stall_seconds": 31})

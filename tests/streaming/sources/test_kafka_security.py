@@ -108,7 +108,8 @@ def test_a_wrong_password_says_which_user_and_shows_no_password(
 ) -> None:
     (tmp_path / "wrong").write_text("no-such-password")
     tls = {"ca_file": certificates.ca} if listener == "SECRET" else None
-    wrong = config(broker.address(listener), tls=tls, sasl=login(tmp_path / "wrong", mechanism))
+    user = login(tmp_path / "wrong", mechanism) | {"plaintext": mechanism == "PLAIN" and not tls}
+    wrong = config(broker.address(listener), tls=tls, sasl=user)
 
     with caplog.at_level(logging.DEBUG), pytest.raises(InputError) as caught:
         items(wrong)
