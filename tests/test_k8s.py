@@ -90,8 +90,39 @@ def problems(objects: Objects) -> Iterator[str]:
         matched = [w["metadata"]["name"] for w in workloads if selects(wanted, w)]
         if matched != ["headrace-ps"]:
             yield f"disruption budget matches {matched}"
+    yield from network_problems(objects)
     if len({o["metadata"].get("namespace") for o in objects if o["kind"] != "Namespace"}) != 1:
         yield "objects in several namespaces"
+
+
+def network_problems(objects: Objects) -> Iterator[str]:
+    """Checks that only the run's own pods reach TensorFlow's servers, and all of them do."""
+    workloads = of_kind(objects, "StatefulSet", "Job")
+    own = {"key": "app.kubernetes.io/component", "operator": "In"}
+    own["values"] = ["coordinator", "worker", "ps"]
+    for workload in workloads:
+        name = workload["metadata"]["name"]
+        peers = _peers(objects, workload, "grpc")
+        chosen = [peer.get("podSelector", {}).get("matchExpressions") for peer in peers]
+        if chosen != [[own]] or "namespaceSelector" in peers[0]:
+            yield f"{name}: its grpc port is open to {peers}"
+        peers = _peers(objects, workload, "http")
+        wanted = [["namespaceSelector"]] if name == "headrace-coordinator" else []
+        if [list(peer) for peer in peers] != wanted:
+            yield f"{name}: its http port is open to {peers}; metrics are for monitoring"
+
+
+def _peers(objects: Objects, workload: dict[str, Any], port: str) -> list[dict[str, Any]]:
+    """Returns whom the network policies let in."""
+    specs = [policy["spec"] for policy in of_kind(objects, "NetworkPolicy")]
+    return [
+        peer
+        for spec in specs
+        if selects(spec["podSelector"]["matchLabels"], workload)
+        for rule in spec["ingress"]
+        if port in [each["port"] for each in rule["ports"]]
+        for peer in rule["from"]
+    ]
 
 
 def selects(wanted: dict[str, str], workload: dict[str, Any]) -> bool:
