@@ -99,8 +99,8 @@ def index_from_hostname(hostname: str) -> int:
 def started_within(seconds: float = _START_SECONDS) -> Iterator[None]:
     """Ends this process with 1 and each thread's traceback if what is inside takes longer.
 
-    TensorFlow was seen to hang at its start, once in hundreds. The others would wait for such a
-    process for ever; who runs it starts it again.
+    A server was seen to hang at its start, when it came back after a kill. All others would wait
+    for it for ever; who runs it starts it again.
     """
     stream = os.dup(2)  # which may lead elsewhere while TensorFlow is imported
     faulthandler.dump_traceback_later(seconds, exit=True, file=stream)
