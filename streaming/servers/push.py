@@ -11,7 +11,23 @@ from models.contract import Candidates
 from streaming.servers import frequency as freq
 from streaming.servers import merge
 from streaming.servers.merge import Change, Parameter
+from streaming.servers.order import independent
 from streaming.servers.variables import Route, Variables, packed, unpacked
+
+
+class Mark(NamedTuple):
+    """Which range is pushed.
+
+    Attributes:
+        slot: int64 scalar, the slot that is the range's own.
+        sequence: int64 scalar, the range's number, 0 for one that counts nowhere.
+        after: What is there before a server's mutex is taken: nothing may be waited for while it is
+            held, or others would wait for it, too.
+    """
+
+    slot: tf.Tensor
+    sequence: tf.Tensor
+    after: Sequence[tf.Tensor] = ()
 
 
 class PushOutcome(NamedTuple):
@@ -96,14 +112,15 @@ class ServerChanges:
         arrived = Candidates(*[self._arrived(values) for values in rows])
         self._enqueued = (arrived, self._arrived(num_samples))
 
-    def commit(self, mark: tuple[tf.Tensor, tf.Tensor], num_batches: tf.Tensor) -> PushOutcome:
-        numbers = self._arrived(tf.stack([*mark, num_batches]))
+    def commit(self, mark: Mark, num_batches: tf.Tensor) -> PushOutcome:
+        numbers = self._arrived(tf.stack([mark.slot, mark.sequence, num_batches]))
         begun, applied = self._state.begun[self._server], self._state.applied[self._server]
         arrived = [self._rows, self._weights, self._pushes, self._frequencies, self._enqueued]
         tensors = [part for part in tf.nest.flatten(arrived) if isinstance(part, tf.Tensor)]
-        with tf.device(self._device), tf.control_dependencies([numbers, *tensors]):
+        with tf.device(self._device), tf.control_dependencies([numbers, *tensors, *mark.after]):
             slot, sequence, num_batches = tf.unstack(numbers, num=3)
             mutex = tf.raw_ops.MutexV2(shared_name=f"headrace/push/{self._server}")
+            independent(mutex)
             lock = tf.raw_ops.MutexLock(mutex=mutex)
             with tf.control_dependencies([lock]):
                 before = (begun.sparse_read(slot), applied.sparse_read(slot))
@@ -116,6 +133,7 @@ class ServerChanges:
                 closed = self._mark(applied, slot, sequence, fresh)
             with tf.control_dependencies([closed]):
                 released = tf.raw_ops.ConsumeMutexLock(mutex_lock=lock)
+                independent(released)
             with tf.control_dependencies([released]):
                 return PushOutcome(tf.identity(fresh), tf.identity(torn))
 

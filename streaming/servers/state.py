@@ -23,7 +23,7 @@ from models.contract import Candidates
 from streaming.servers import frequency as freq
 from streaming.servers import merge
 from streaming.servers.merge import Parameter
-from streaming.servers.push import PushOutcome, ServerChanges
+from streaming.servers.push import Mark, PushOutcome, ServerChanges
 from streaming.servers.variables import Route, Shards, Variables, packed, unpacked
 
 
@@ -113,7 +113,7 @@ class ServerState(Variables):
 
     def push(
         self,
-        mark: tuple[tf.Tensor, tf.Tensor],
+        mark: Mark,
         *,
         pulled: Pulled,
         learned: Mapping[str, Parameter],
@@ -124,7 +124,7 @@ class ServerState(Variables):
         """Merges what a range learned into the state: once per server, however often it is tried.
 
         Args:
-            mark: (slot, sequence) of the range, int64 scalars.
+            mark: Which range it is.
             pulled: As the range began.
             learned: What became of the parameters in it, by name.
             sightings: The range's frequency summary and where its buckets live.

@@ -29,6 +29,7 @@ from models.contract import FeatureValue, Input
 from models.features import column_arrays, feature_value
 from pipeline.schema import TIMESTAMP_MS, InputError
 from streaming.config import StreamConfig, TrainConfig
+from streaming.servers.order import independent
 from streaming.source import (
     Partition,
     Range,
@@ -240,6 +241,7 @@ def read_range(
     for column in inputs:
         types += [column.dtype, tf.int64] if column.ragged else [column.dtype]
     outputs = list(tf.raw_ops.PyFunc(input=[topics, numbers], token=_READ_TOKEN, Tout=types))
+    independent(outputs[0])
     counts, detail = tf.ensure_shape(outputs[0], [len(COUNTS)]), tf.ensure_shape(outputs[1], [])
     rest = iter(outputs[2:])
     features: dict[str, FeatureValue] = {}

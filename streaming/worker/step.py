@@ -11,7 +11,7 @@ So a range does not see the push of the one right before it, as if two workers t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -22,7 +22,8 @@ from pipeline.schema import SCENARIO, InputError
 from streaming.config import FrequencyConfig
 from streaming.servers import frequency as freq
 from streaming.servers.merge import Parameter
-from streaming.servers.push import PushOutcome
+from streaming.servers.order import independent
+from streaming.servers.push import Mark, PushOutcome
 from streaming.servers.state import Pulled, ServerState
 from streaming.servers.variables import Route, Shards
 from streaming.worker import negatives, reader
@@ -107,6 +108,16 @@ class _Ready(NamedTuple):
     extra: RangeNegatives
     pulled: Pulled
 
+    @property
+    def arrived(self) -> list[tf.Tensor]:
+        """What the servers have sent."""
+        parts = [self.pulled.parameters, self.pulled.touches, self.pulled.pushes, self.pulled.bank]
+        return [
+            part
+            for part in tf.nest.flatten([*parts, self.seen.probability])
+            if isinstance(part, tf.Tensor)
+        ]
+
 
 class RangeFunction:
     """Builds the function that a worker runs for a flight of ranges."""
@@ -145,11 +156,13 @@ class RangeFunction:
         ready = [self._prepare(*arguments[0])]
         reports: list[Report] = []
         for place, current in enumerate(ready):
+            after = [reports[-1].counts] if reports else []
             if place + 1 < self._flight:
                 before = reports[place - 1].sums if place else current.read
                 with tf.control_dependencies([before]):
                     ready.append(self._prepare(*arguments[place + 1]))
-            reports.append(self._finish(current))
+                after += ready[-1].arrived
+            reports.append(self._finish(current, after=after))
         return Report._make(tf.stack(parts) for parts in zip(*reports, strict=True))
 
     def _prepare(self, mark: tf.Tensor, topics: tf.Tensor, numbers: tf.Tensor) -> _Ready:
@@ -174,9 +187,9 @@ class RangeFunction:
             pulled=self._state.pull(used),
         )
 
-    def _finish(self, ready: _Ready) -> Report:
+    def _finish(self, ready: _Ready, *, after: Sequence[tf.Tensor]) -> Report:
         """Learns a range and pushes what it has changed."""
-        learned, outcome = self._learn(ready)
+        learned, outcome = self._learn(ready, after=after)
         num_batches = ready.seen.num_batches
         counts = tf.concat([ready.read, [num_batches, outcome.applied, outcome.torn]], axis=0)
         sums = tf.concat([[learned.loss_sum], _unseen(ready.seen), *learned.drift], axis=0)
@@ -232,7 +245,7 @@ class RangeFunction:
         held = tf.gather(held, tf.reshape(positions, tf.shape(buckets)))
         return tf.gather(freq.probability(held, config, unseen=0.0), which)
 
-    def _learn(self, ready: _Ready) -> tuple[Learned, PushOutcome]:
+    def _learn(self, ready: _Ready, *, after: Sequence[tf.Tensor]) -> tuple[Learned, PushOutcome]:
         pulled, seen = ready.pulled, ready.seen
         copies = {name: _local_copy(parameter) for name, parameter in pulled.parameters.items()}
         bank = _local_bank(pulled)
@@ -253,7 +266,7 @@ class RangeFunction:
             for handle in _present([*copies.values(), bank and bank.handles]):
                 tf.raw_ops.DestroyResourceOp(resource=handle)
         outcome = self._state.push(
-            ready.mark,
+            Mark(*ready.mark, after),
             pulled=pulled,
             learned=learned,
             sightings=seen.sightings,
@@ -299,6 +312,7 @@ def _variable(value: tf.Tensor) -> tf.Tensor:
     handle = tf.raw_ops.VarHandleOp(
         dtype=value.dtype, shape=tf.TensorShape(None), shared_name=_ANONYMOUS
     )
+    independent(handle)
     tf.raw_ops.AssignVariableOp(resource=handle, value=value)
     return handle
 

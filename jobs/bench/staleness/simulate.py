@@ -20,6 +20,7 @@ from pipeline.schema import ITEM_ID
 from streaming.config import FrequencyConfig, MergeConfig
 from streaming.servers import frequency as freq
 from streaming.servers.merge import Parameter
+from streaming.servers.push import Mark
 from streaming.servers.state import Pulled, ServerState
 from streaming.servers.variables import Route
 from streaming.worker.mini_batches import Handles, MiniBatches, compact_all
@@ -126,7 +127,7 @@ class Simulator:
                 for name, (value, total) in self._copies.items()
             }
         outcome = self._state.push(
-            (tf.constant(0, tf.int64), sequence),
+            Mark(tf.constant(0, tf.int64), sequence),
             pulled=held.pulled,
             learned=learned,
             sightings=held.sightings,

@@ -28,7 +28,7 @@ class Numbers:
 
         def read_range(topics, numbers, inputs):
             ids = tf.range(numbers[1], numbers[2]) % 20
-            counts = tf.stack([0, tf.size(ids, tf.int64), 0, 0, -1, -1])
+            counts = tf.stack([0, tf.size(ids, tf.int64), 0, 0, -1, -1, 0])
             return tf.cast(counts, tf.int64), tf.constant("worker"), {"item_id": ids}
 
         monkeypatch.setattr(reader, "read_range", read_range)

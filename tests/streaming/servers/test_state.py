@@ -10,6 +10,7 @@ from streaming.config import FrequencyConfig, MergeConfig
 import tensorflow as tf  # isort: skip
 
 from streaming.servers.merge import Parameter
+from streaming.servers.push import Mark
 from streaming.servers.state import Pulled, ServerState
 from tests.streaming.counting import CountingModel
 
@@ -37,7 +38,7 @@ def push(state: ServerState, pulled: Pulled, *, slot: int, sequence: int) -> Non
     }
     numbers = [tf.constant(number, tf.int64) for number in (slot, sequence, 1)]
     state.push(
-        (numbers[0], numbers[1]),
+        Mark(numbers[0], numbers[1]),
         pulled=pulled,
         learned=learned,
         sightings=None,

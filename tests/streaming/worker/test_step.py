@@ -28,7 +28,7 @@ from models.contract import (
     Weight,
 )
 from streaming.servers.state import ServerState
-from streaming.worker.step import RangeFunction, Report
+from streaming.worker.step import COUNTS, RangeFunction, Report
 from tests.streaming.counting import CountingModel
 
 FREQUENCY = FrequencyConfig(hashes=2, buckets=64, alpha=0.1)
@@ -84,13 +84,20 @@ def table_of(state: ServerState, name: str) -> np.ndarray:
     return np.concatenate([shard.numpy() for shard in state.tables[name].variables])
 
 
+def named(report: Report, *names: str) -> list[int]:
+    return [int(report.counts[COUNTS.index(name)]) for name in names]
+
+
 @pytest.mark.parametrize("servers", [1, 3])
 def test_a_range_that_is_pushed_twice_counts_once(tmp_path, servers):
     state, function = make(CountingModel(50), NumberSource(), tmp_path, servers=servers)
     for _ in range(3):
         report = run(function, slot=0, sequence=FLOOR + 1, start=10, end=40)
-    counts = report.counts.numpy().tolist()
-    assert counts == [Status.OK, 30, 0, 0, -1, -1, 4, 0, 0]  # 4 batches of up to 8; applied by none
+    counts = dict(zip(COUNTS, report.counts.numpy().tolist(), strict=True))
+    assert counts["status"] == Status.OK
+    assert [counts[name] for name in ("samples", "rejects", "lost", "torn")] == [30, 0, 0, 0]
+    assert counts["batches"] == 4  # of up to 8
+    assert counts["applied"] == 0  # by no server, the last time
     expected = np.zeros(50)
     expected[10:40] = 1
     np.testing.assert_array_equal(table_of(state, "counter")[:, 0], expected)
@@ -113,7 +120,7 @@ def test_a_push_that_reached_one_server_is_finished_on_the_others_only(tmp_path)
     for marks in (state.begun[0], state.applied[0]):  # server 0 has had this range
         marks[0].assign(FLOOR + 1)
     report = run(function, slot=0, sequence=FLOOR + 1, start=0, end=50)
-    assert report.counts.numpy()[7] == 1
+    assert named(report, "applied") == [1]
     assert np.flatnonzero(table_of(state, "counter")).tolist() == list(range(25, 50))
 
 
@@ -121,14 +128,15 @@ def test_a_torn_push_is_seen_and_not_repeated(tmp_path):
     state, function = make(CountingModel(50), NumberSource(), tmp_path, servers=2)
     state.begun[1][0].assign(FLOOR + 1)  # began on server 1 and was cut there
     report = run(function, slot=0, sequence=FLOOR + 1, start=0, end=50)
-    assert report.counts.numpy()[7:].tolist() == [1, 1]  # applied by one server, torn on one
+    assert named(report, "applied", "torn") == [1, 1]
     assert np.flatnonzero(table_of(state, "counter")).tolist() == list(range(25))
 
 
 def test_an_empty_range_leaves_everything_as_it_was(tmp_path):
     state, function = make(CountingModel(50), NumberSource(), tmp_path, servers=1)
     report = run(function, slot=0, sequence=FLOOR + 1, start=7, end=7)
-    assert report.counts.numpy()[:7].tolist() == [Status.OK, 0, 0, 0, -1, -1, 0]
+    assert named(report, "status", "samples", "lost", "batches") == [Status.OK, 0, 0, 0]
+    assert named(report, "first_ms", "last_ms") == [-1, -1]
     assert not table_of(state, "counter").any()
 
 
@@ -146,11 +154,11 @@ def test_a_range_that_cannot_be_read_is_not_marked_and_counts_when_it_can(tmp_pa
     state, function = make(CountingModel(50), source, tmp_path, servers=1)
     source.error = error
     report = run(function, slot=0, sequence=FLOOR + 1, start=0, end=50)
-    assert report.counts.numpy()[0] == status
+    assert named(report, "status") == [status]
     assert str(error) in report.detail.numpy().decode()
     source.error = None
     report = run(function, slot=0, sequence=FLOOR + 1, start=0, end=50)
-    assert report.counts.numpy()[[0, 7]].tolist() == [Status.OK, 1]
+    assert named(report, "status", "applied") == [Status.OK, 1]
     assert table_of(state, "counter").sum() == 50
 
 
@@ -160,7 +168,7 @@ def test_rejects_are_counted_and_written_once_however_often_they_are_read(tmp_pa
     _, function = make(CountingModel(50), source, tmp_path, servers=1)
     for _ in range(2):
         report = run(function, slot=0, sequence=FLOOR + 1, start=0, end=10)
-    assert report.counts.numpy()[2] == 1
+    assert named(report, "rejects") == [1]
     (file,) = (tmp_path / "dead").iterdir()
     (row,) = pq.read_table(file).to_pylist()
     assert row["offset"] == 3
@@ -187,7 +195,11 @@ def test_a_flight_is_a_transaction_per_range_and_may_have_empty_places(tmp_path)
         tf.constant(marks, tf.int64), tf.constant(topics), tf.constant(numbers, tf.int64)
     )
     assert report.counts.numpy()[:, 1].tolist() == [10, 10, 0]  # samples read
-    assert report.counts.numpy()[:, 7].tolist() == [2, 0, 0]  # servers that applied them
+    assert report.counts.numpy()[:, COUNTS.index("applied")].tolist() == [
+        2,
+        0,
+        0,
+    ]  # servers that applied them
     assert np.flatnonzero(table_of(state, "counter")).tolist() == list(range(10))
 
 
