@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 
 import pyarrow as pa
 import pytest
 from kafka import KafkaAdminClient, KafkaProducer
 
+from pipeline.topics.example import HEADERS, encode_examples
 from pipeline.topics.record import encode
 from streaming.config import TrainConfig
 from streaming.feed import Feed
@@ -49,12 +51,14 @@ def topics(kafka: str, topic: str) -> Iterator[list[str]]:
     admin.close()
 
 
-def make(kafka: str, topics: list[str], **stream: object) -> tuple[KafkaSource, Feed, Ledger]:
+def make(
+    kafka: str, topics: list[str], *, batch_size: int = 2, **stream: object
+) -> tuple[KafkaSource, Feed, Ledger]:
     source = KafkaSource(KafkaSourceConfig(bootstrap_servers=[kafka], topics=topics), SCHEMA)
     config = TrainConfig(
         directory="d",
         source={"kafka": {"bootstrap_servers": [kafka], "topics": topics}},
-        batch_size=2,
+        batch_size=batch_size,
         batches_per_range=2,
         stream=stream,
     )
@@ -63,6 +67,15 @@ def make(kafka: str, topics: list[str], **stream: object) -> tuple[KafkaSource, 
     ledger = feed.first_ledger()
     feed.begin(ledger)
     return source, feed, ledger
+
+
+def taken_from(feed: Feed) -> Iterator[Range]:
+    """Yields ranges, one in flight at a time, until the end."""
+    while not feed.finished:
+        feed.refresh(1e9)
+        taken = feed.take(look_ahead=0, now=1e9)
+        assert taken is not None
+        yield taken[0]
 
 
 def test_a_backlog_of_three_days_in_24_partitions_stays_within_the_skew(kafka, topics):
@@ -97,10 +110,64 @@ def test_a_backlog_of_three_days_in_24_partitions_stays_within_the_skew(kafka, t
 def test_start_and_end_at_timestamps(kafka, topics):
     begin, end = "2026-01-03T20:00:00Z", "2026-01-03T22:00:00Z"  # hours 68 and 70 of the 72
     source, feed, ledger = make(kafka, topics, start={"timestamp": begin}, end={"timestamp": end})
-    while not feed.finished:
-        (done, _) = feed.take(look_ahead=0, now=1e9)
+    for done in taken_from(feed):
         ledger.commit(done, Totals(samples=source.read(done).samples.num_rows))
     assert ledger.totals.samples == 24 * 2 * 2  # two hours of two samples in each partition
     assert {o for p, o in ledger.offsets.items() if p.topic == topics[0]} == {70}
     assert {o for p, o in ledger.offsets.items() if p.topic != topics[0]} == {4}
     source.close()
+
+
+def test_topics_of_arrow_batches_and_of_single_examples_make_ranges_of_as_many_samples(
+    kafka, topic
+):
+    batches, examples = Partition(f"{topic}-a", 0), Partition(f"{topic}-b", 0)
+    admin = KafkaAdminClient(bootstrap_servers=kafka)
+    producer = KafkaProducer(bootstrap_servers=kafka, linger_ms=20)
+    for partition in (batches, examples):
+        create(admin, partition.topic, 1)
+    for record in range(8):
+        samples = pa.table({"timestamp_ms": [START + record * 64 + n for n in range(64)]}, SCHEMA)
+        value, headers = encode(samples)
+        times = samples["timestamp_ms"].to_pylist()
+        producer.send(
+            batches.topic, value, headers=list(headers), partition=0, timestamp_ms=times[-1]
+        )
+        for value, time_ms in zip(encode_examples(samples), times, strict=True):
+            producer.send(
+                examples.topic, value, headers=list(HEADERS), partition=0, timestamp_ms=time_ms
+            )
+    producer.flush()
+    source, feed, ledger = make(kafka, [batches.topic, examples.topic], batch_size=64)
+    assert feed.position().watermark_ms is not None  # both are kept together in event time
+    lengths: dict[Partition, list[int]] = {batches: [], examples: []}
+    for done in taken_from(feed):
+        lengths[done.partition].append(done.end - done.start)
+        rows = source.read(done).samples.num_rows
+        ledger.commit(done, Totals(records=done.end - done.start, samples=rows))
+        feed.note(done, {"first_ms": 0, "last_ms": START, "samples": rows, "batches": 2})
+    assert lengths == {batches: [2, 2, 2, 2], examples: [128, 128, 128, 128]}
+    assert ledger.totals.samples == 1024
+    source.close()
+    producer.close()
+    admin.close()
+
+
+def test_a_topic_whose_broker_sets_the_times_is_told_and_not_aligned_by_them(
+    kafka, topic, topics, caplog
+):
+    admin = KafkaAdminClient(bootstrap_servers=kafka)
+    create(admin, topic, 1, message_timestamp_type="LogAppendTime")
+    producer = KafkaProducer(bootstrap_servers=kafka)
+    value, headers = encode(pa.table({"timestamp_ms": [START]}, SCHEMA))
+    producer.send(topic, value, headers=list(headers), partition=0, timestamp_ms=START).get(30)
+    with caplog.at_level(logging.WARNING):
+        source, feed, _ = make(kafka, [topic, topics[1]])
+    assert f"topic {topic} partition 0 offset 0: found record time" in caplog.text
+    assert "message.timestamp.type=CreateTime" in caplog.text
+    assert "not kept together" in caplog.text
+    assert topics[1] not in caplog.text
+    assert feed.position().watermark_ms is None
+    source.close()
+    producer.close()
+    admin.close()

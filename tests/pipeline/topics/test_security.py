@@ -59,8 +59,10 @@ def test_a_password_is_not_sent_in_the_open_unless_asked_for() -> None:
     login = {"mechanism": "PLAIN", "username": "trainer", "password_file": "p"}
     with pytest.raises(ValidationError, match="found mechanism PLAIN without `tls`"):
         connection(sasl=login)
-    with pytest.raises(ValidationError, match=r"sasl.plaintext: found true with `tls`"):
+    with pytest.raises(ValidationError, match=r"sasl.plaintext: found true, with `tls`"):
         connection(sasl=login | {"plaintext": True}, tls={})
+    with pytest.raises(ValidationError, match=r"sasl.plaintext: found true, with"):
+        connection(sasl=login | {"plaintext": True, "mechanism": "SCRAM-SHA-512"})
     connection(sasl=login | {"plaintext": True})
     connection(sasl=login, tls={})
     connection(sasl=login | {"mechanism": "SCRAM-SHA-512"})  # sends a proof, not the password
