@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import logging
 import os
 import signal
@@ -134,8 +133,10 @@ def _run_local(arguments: argparse.Namespace) -> int:
     sections = SECTIONS | {"export": ExportConfig}
     settings = load_settings(arguments.config, arguments.overrides, sections)
     config = cast(TrainConfig, settings["train"])
+    specification = cast(Specification, settings["specification"])
+    check_together(specification, cast(TwoTowerConfig, settings["model"]), config)
     # Asked here first: a source that is not there is told in a second, not by four processes.
-    source = open_source(config, cast(Specification, settings["specification"]))
+    source = open_source(config, specification)
     source.end_offsets()
     source.close()
     command = [sys.executable, "-m", "jobs.train", "--config", str(arguments.config)]
@@ -148,6 +149,36 @@ def _run_local(arguments: argparse.Namespace) -> int:
         if settings["export"].follow:
             beside.enter_context(Companion("exporter", [*exporter, "--follow"]))
         return LocalCluster(command, config.cluster, directory=config.directory).run()
+
+
+def check_together(
+    specification: Specification, model: TwoTowerConfig, config: TrainConfig
+) -> None:
+    """Refuses what each section allows, and the three together do not.
+
+    Raises:
+        InputError: If an option would do nothing, or what it does would be wrong.
+    """
+    if config.cluster.merge.rule == "adagrad" and model.optimizer != "adagrad":
+        raise InputError(
+            f"train.cluster.merge.rule: found adagrad with model.optimizer {model.optimizer}, which"
+            " has no accumulator; expected another rule"
+        )
+    if not config.frequency.per_scenario:
+        return
+    if model.negatives.corpus is not None or model.negatives.bank is not None:
+        raise InputError(
+            "train.frequency.per_scenario: the corpus' items have no scenario, and a bank mixes"
+            " them; expected false with model.negatives.corpus or model.negatives.bank"
+        )
+    kafka = config.source.kafka
+    topics = 0 if kafka is None else len(kafka.topics)
+    if len(specification.scenarios) > max(1, topics):
+        raise InputError(
+            f"train.frequency.per_scenario: found {len(specification.scenarios)} scenarios in"
+            f" {topics} topics; expected a Kafka topic for each, or false: in a mini-batch of"
+            " several, an item would be counted once for each of its scenarios"
+        )
 
 
 def open_source(config: TrainConfig, specification: Specification) -> Source:
@@ -178,15 +209,11 @@ class TrainingProcess:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
 
-        sections: dict[str, type[BaseModel]] = {
-            "specification": Specification,
-            "model": TwoTowerConfig,
-            "train": TrainConfig,
-        }
-        settings = load_settings(arguments.config, arguments.overrides, sections)
+        settings = load_settings(arguments.config, arguments.overrides, SECTIONS)
         self._specification = cast(Specification, settings["specification"])
         self._model_config = cast(TwoTowerConfig, settings["model"])
         self._config = cast(TrainConfig, settings["train"])
+        check_together(self._specification, self._model_config, self._config)
         self._model = self._make_model()
         if self._model.corpus is not None:
             self._corpus_directory()
@@ -207,12 +234,14 @@ class TrainingProcess:
         if self._model.corpus is not None:
             from jobs.corpus import read_corpus
 
-            read_corpus(self._corpus_directory(), self._model.corpus).register()
+            corpus = read_corpus(self._corpus_directory(), self._model.corpus)
+            corpus.register(seed=self._config.seed)
         RangeReader(
             self._source(),
             range_inputs(self._model, self._config.frequency),
             dead_letters=open_dead_letters(self._config),
             stream=self._config.stream,
+            seed=self._config.seed,
         ).register(run_name(self._config, self._fingerprints()), name=self.name)
 
     def _corpus_directory(self) -> str:
@@ -267,15 +296,39 @@ class TrainingProcess:
         return EXIT_DONE
 
     def _fingerprints(self) -> dict[str, str]:
-        frequency = self._config.frequency.model_dump_json()
-        # Where the corpus lies may change between two lives.
-        moved = {"negatives": {"corpus": {"directory"}}}
-        model = self._model_config.model_dump_json(exclude=moved) + frequency
+        """Returns what a checkpoint must agree with: what gives its arrays shape and meaning."""
         return {
             "specification": self._specification.fingerprint,
-            "model": hashlib.sha256(model.encode()).hexdigest()[:16],
             "samples": schema_fingerprint(self._specification.sample_schema),
-        }
+        } | state_shape(self._model, self._config)
+
+
+def state_shape(model: Model, config: TrainConfig) -> dict[str, str]:
+    """Describes, by option, what the saved arrays are; rates and temperatures may change."""
+    tables = [f"{each.name} {each.buckets}x{each.dim}" for each in model.tables]
+    weights = [f"{each.name} {list(each.shape)}" for each in model.weights]
+    kinds = {each.optimizer.kind for each in (*model.tables, *model.weights)}
+    shape = {
+        "tables": ", ".join(tables),
+        "model.hidden, model.dim, model.learn_temperature": ", ".join(weights),
+        "model.optimizer": ", ".join(sorted(kinds)),
+        "model.negatives.bank": "none",
+        "model.negatives.corpus.smoothing": "none",
+        "train.frequency, train.batch_size": "none",
+    }
+    if model.bank is not None:
+        shape["model.negatives.bank"] = f"{model.bank.size}x{model.bank.dim}"
+    if model.corpus is not None:
+        # Rows of a bank keep their probability; and workers must draw as the coordinator thinks.
+        shape["model.negatives.corpus.smoothing"] = f"{model.corpus.smoothing:g}"
+    if model.candidate_input is not None:
+        # Gaps are counted in mini-batches: with other ones, every stored gap would be wrong.
+        frequency = config.frequency
+        shape["train.frequency, train.batch_size"] = (
+            f"{frequency.hashes} hashes of {frequency.buckets} buckets, alpha {frequency.alpha:g},"
+            f" per_scenario {frequency.per_scenario}, mini-batches of {config.batch_size}"
+        )
+    return shape
 
 
 def _exit_now(code: int) -> int:

@@ -33,7 +33,8 @@ class BankConfig(_Section):
     size: Annotated[int, Field(ge=1)]
     """How many candidates it holds, first in, first out."""
     warm_up_steps: Annotated[int, Field(ge=0)] = 4_000
-    """Filled from the first mini-batch on, used from this one on; the paper waited for 40,000."""
+    """Filled from the first mini-batch on, used from this one on: a run must be longer than this
+    (`train/bank_rows` tells what is used). The paper waited for 40,000."""
 
 
 class NegativesConfig(_Section):

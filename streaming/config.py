@@ -42,13 +42,15 @@ class FrequencyConfig(_Section):
 
     hashes: Annotated[int, Field(ge=1, le=16)] = 4
     buckets: Annotated[int, Field(ge=2)] = 65_536
-    """Buckets per hash."""
+    """Buckets per hash: at least as many as there are items, or they share gaps."""
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.01
-    """Weight of a new gap in the moving average."""
+    """Weight of a new gap: about 1 / (sightings that an estimate remembers)."""
     initial_gap: Annotated[float, Field(ge=1)] = 100.0
-    """Mean gap, in batches, of an id that was never seen."""
+    """Mean gap, in mini-batches, of an item until it is seen twice; about items / batch_size.
+    `train/unseen_share` is the share of samples whose item was never seen before."""
     per_scenario: bool = False
-    """Whether an item's probability is estimated in each scenario for itself."""
+    """Whether an item's probability is estimated in each scenario for itself. Only with negatives
+    of the mini-batch alone, and a topic per scenario."""
 
 
 class MergeConfig(_Section):
@@ -57,6 +59,15 @@ class MergeConfig(_Section):
     rule: Literal["sum", "touches", "adagrad", "agreement"] = "sum"
     power: Annotated[float, Field(gt=0)] = 1.0
     """`touches` divides a row's difference by 1 + touches of others, to this power."""
+
+    @model_validator(mode="after")
+    def _power_of_touches(self) -> Self:
+        if self.power != 1.0 and self.rule != "touches":
+            raise ValueError(
+                f"merge.power: found {self.power} with rule {self.rule}, which has none; expected"
+                " rule: touches, or no power"
+            )
+        return self
 
 
 class ClusterConfig(_Section):
@@ -162,7 +173,8 @@ class TrainConfig(_Section):
     batch_size: Annotated[int, Field(ge=2)] = 1024
     batches_per_range: Annotated[int, Field(ge=1, le=1024)] = 8
     """Mini-batches that a worker learns between exchanges with the parameter servers."""
-    seed: int = 1
+    seed: Annotated[int, Field(ge=0)] = 1
+    """Of initial parameters, of the order of samples, and of draws from the corpus."""
     frequency: FrequencyConfig = FrequencyConfig()
     cluster: ClusterConfig = ClusterConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -194,6 +194,16 @@ class Variables:
         return named | {name: array.trackable for name, array in shards.items()}
 
     def align_clocks(self) -> None:
-        """Gives every server the restored step; all servers agree on it between ranges."""
-        for clock in self.clocks[1:]:
-            clock.assign(self.step)
+        """Gives every server the latest of the restored clocks; they agree on it between ranges.
+
+        After a push that was cut in the middle (`on_torn_push: count`) one server may have counted
+        mini-batches that the first, whose clock is the saved step, has not.
+        """
+        latest = self.step.read_value()
+        if self.last_seen is not None:
+            for variable in self.last_seen.variables:
+                with tf.device(variable.device):
+                    newest = tf.reduce_max(variable) + 1
+                latest = tf.maximum(latest, newest)
+        for clock in self.clocks:
+            clock.assign(latest)

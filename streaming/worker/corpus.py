@@ -26,7 +26,7 @@ _SALT = 1  # the reader shuffles by the same range
 class ItemCorpus:
     """Items, drawn with replacement in proportion to their number of samples to some power.
 
-    Safe to use from many threads: nothing changes after construction.
+    Safe to use from many threads: nothing changes once it is registered.
 
     Attributes:
         draws: What the model asked for.
@@ -60,6 +60,7 @@ class ItemCorpus:
         order = np.argsort(known)
         self._known, self._known_probability = known[order], self.probability[order]
         self._unknown = self.probability.min()
+        self._seed = 0
 
     def draw(self, seed: Sequence[int], num: int) -> np.ndarray:
         """Returns [num] row numbers, the same for the same seed."""
@@ -96,14 +97,19 @@ class ItemCorpus:
         found = self._known[places] == identity
         return np.where(found, self._known_probability[places], self._unknown).astype(np.float32)
 
-    def register(self) -> None:
-        """Makes this corpus reachable from graphs that run in this process."""
+    def register(self, *, seed: int = 0) -> None:
+        """Makes this corpus reachable from graphs that run in this process.
+
+        Args:
+            seed: The run's; draws differ between runs of different seeds.
+        """
+        self._seed = seed
         register_function(_DRAW_TOKEN, self._draw_for_graph)
 
     def _draw_for_graph(
         self, topic: bytes, numbers: np.ndarray, num: np.ndarray, identity: np.ndarray
     ) -> list[np.ndarray]:
-        seed = [zlib.crc32(topic), int(numbers[0]), int(numbers[1])]
+        seed = [self._seed, zlib.crc32(topic), int(numbers[0]), int(numbers[1])]
         rows = self.draw(seed, int(num))
         drawn = self.probability[rows].astype(np.float32)
         return [self.probability_of(identity), drawn, *self.arrays(rows)]

@@ -30,9 +30,16 @@ class Handles(NamedTuple):
 
 
 class Learned(NamedTuple):
-    """What the mini-batches of a range came to: the sum of their losses, and feature drift."""
+    """What the mini-batches of a range came to.
+
+    Attributes:
+        loss_sum: float32 scalar, the sum of their losses.
+        bank_rows: float32 scalar, the sum of the bank's rows that they had as negatives.
+        drift: Feature drift.
+    """
 
     loss_sum: tf.Tensor
+    bank_rows: tf.Tensor
     drift: Drift
 
 
@@ -79,12 +86,14 @@ class MiniBatches:
             )
             outcome = self._step(batch, handles, sampling)
             moved = self._remember(around, outcome, begin)
-            return end, tf.nest.map_structure(tf.add, learned, Learned(outcome.loss, moved))
+            rows = 0 if sampling.bank is None else tf.size(sampling.bank.identity)
+            this = Learned(outcome.loss, tf.cast(rows, tf.float32), moved)
+            return end, tf.nest.map_structure(tf.add, learned, this)
 
         _, learned = tf.while_loop(
             lambda begin, _: begin < num_samples,
             step,
-            [tf.constant(0, tf.int64), Learned(tf.constant(0.0), negatives.no_drift())],
+            [tf.constant(0, tf.int64), Learned(*[tf.constant(0.0)] * 2, negatives.no_drift())],
             parallel_iterations=1,
         )
         return learned

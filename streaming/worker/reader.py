@@ -82,11 +82,13 @@ class RangeReader:
         *,
         dead_letters: DeadLetters,
         stream: StreamConfig | None = None,
+        seed: int = 0,
     ) -> None:
         self._source = source
         self._inputs = list(inputs)
         self._dead_letters = dead_letters
         self._stream = stream or StreamConfig()
+        self._seed = seed
         self._last_bytes = 0
         self._bytes_per_record = 0.0
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead")
@@ -152,7 +154,12 @@ class RangeReader:
         """Reads [counts, detail] and the columns, flat, in the order of the inputs."""
         try:
             result = self._source.read(wanted)
-            order = shuffled(wanted, result.samples.num_rows, window=self._stream.shuffle_window)
+            order = shuffled(
+                wanted,
+                result.samples.num_rows,
+                window=self._stream.shuffle_window,
+                seed=self._seed,
+            )
             columns = self._flatten(result.samples.take(pa.array(order)))
             self._measure(wanted, result.samples)
         except Exception as error:  # noqa: BLE001 - it is told by a status
@@ -251,18 +258,19 @@ def read_range(
     return counts, detail, features
 
 
-def shuffled(wanted: Range, num_samples: int, *, window: int) -> np.ndarray:
+def shuffled(wanted: Range, num_samples: int, *, window: int, seed: int = 0) -> np.ndarray:
     """Returns [num_samples] int64 numbers of a range's samples in the order to learn them.
 
     Samples change places within blocks of `window` neighbours (0: none do), by a seed made from the
-    range, so that a retry sees the same order.
+    run's and the range, so that a retry sees the same order.
     """
     numbers = np.arange(num_samples)
     if window == 0:
         return numbers
     # crc32, not hash(): the builtin differs from process to process.
-    seed = [zlib.crc32(wanted.partition.topic.encode()), wanted.partition.number, wanted.start]
-    generator = np.random.default_rng(seed)
+    topic = zlib.crc32(wanted.partition.topic.encode())
+    place = [topic, wanted.partition.number, wanted.start]
+    generator = np.random.default_rng([*place, seed] if seed else place)
     starts = range(0, num_samples, window)
     blocks = [generator.permutation(numbers[at : at + window]) for at in starts]
     return np.concatenate(blocks) if blocks else numbers

@@ -53,10 +53,14 @@ SUMS = (
     "loss_sum",
     "unseen_share_sum",
     "unseen_share_count",
+    "bank_rows_sum",
     *(f"drift_{age}_sum" for age in negatives.DRIFT_STEPS),
     *(f"drift_{age}_count" for age in negatives.DRIFT_STEPS),
 )
-"""Sums over the range's mini-batches; those with a count are means over it, not over batches."""
+"""Sums over the range's mini-batches; those with a count are means over it, not over batches.
+
+A loss_sum of NaN says that nothing of the range was pushed: what it had learned was not finite.
+"""
 
 
 class _Seen(NamedTuple):
@@ -192,7 +196,15 @@ class RangeFunction:
         learned, outcome = self._learn(ready, after=after)
         num_batches = ready.seen.num_batches
         counts = tf.concat([ready.read, [num_batches, outcome.applied, outcome.torn]], axis=0)
-        sums = tf.concat([[learned.loss_sum], _unseen(ready.seen), *learned.drift], axis=0)
+        sums = tf.concat(
+            [
+                [learned.loss_sum],
+                _unseen(ready.seen),
+                [learned.bank_rows],
+                *learned.drift,
+            ],
+            axis=0,
+        )
         return Report(counts, sums, ready.detail)
 
     def _frequencies(
@@ -262,23 +274,32 @@ class RangeFunction:
                 name: _read(copies[name], before) for name, before in pulled.parameters.items()
             }
             enqueued = self._enqueued(bank, seen.num_samples)
+        finite = _all_finite(learned)
+        slot, sequence = ready.mark
         with tf.control_dependencies(_present([*learned.values(), enqueued])):
             for handle in _present([*copies.values(), bank and bank.handles]):
                 tf.raw_ops.DestroyResourceOp(resource=handle)
         outcome = self._state.push(
-            Mark(*ready.mark, after),
+            Mark(slot, tf.where(finite, sequence, tf.zeros_like(sequence)), after),
             pulled=pulled,
             learned=learned,
             sightings=seen.sightings,
             enqueued=None if enqueued is None else (enqueued, seen.num_samples),
             num_batches=seen.num_batches,
         )
-        return progress, outcome
+        loss = tf.where(finite, progress.loss_sum, float("nan"))
+        return progress._replace(loss_sum=loss), outcome
 
     def _enqueued(self, bank: LocalBank | None, num_samples: tf.Tensor) -> Candidates | None:
         if bank is None or self._model.bank is None:
             return None
         return negatives.newest(bank, size=self._model.bank.size, num_samples=num_samples)
+
+
+def _all_finite(learned: Mapping[str, Parameter]) -> tf.Tensor:
+    """Whether what would be pushed is finite: one value that is not makes its sum so."""
+    sums = [tf.reduce_sum(part) for part in _present([*learned.values()])]
+    return tf.reduce_all(tf.math.is_finite(tf.stack(sums)))
 
 
 def _unseen(seen: _Seen) -> tf.Tensor:

@@ -131,6 +131,14 @@ def test_warm_up_counts_the_mini_batches_of_all_ranges(monkeypatch) -> None:
     assert 11_000 < run(function, 3, 12, 16).sums.numpy()[0] < 12_001
 
 
+def test_a_range_reports_the_rows_that_it_used(monkeypatch) -> None:
+    Numbers(monkeypatch)
+    _, function = make(1, size=40, warm_up=2)
+    # Mini-batches of 4: none, none, then 8 and 12 rows.
+    sums = dict(zip(SUMS, run(function, 1, 0, 16).sums.numpy().tolist(), strict=True))
+    assert sums["bank_rows_sum"] == 20
+
+
 def test_a_range_reports_drift(monkeypatch) -> None:
     Numbers(monkeypatch)
     _, function = make(1, size=40)

@@ -92,6 +92,17 @@ def test_a_push_that_comes_again_counts_once_and_is_no_touch(rule):
     assert table(state)[0] == (1.5 if rule in halved else 2.0)
 
 
+def test_after_a_torn_push_every_clock_is_the_latest() -> None:
+    state = make("sum", servers=2)
+    state.last_seen.variables[1][2].assign(41)  # the second server had applied what the first lost
+    state.step.assign(40)
+    state.align_clocks()
+    assert [int(clock) for clock in state.clocks] == [42, 42]
+    state.step.assign(50)
+    state.align_clocks()
+    assert [int(clock) for clock in state.clocks] == [50, 50]
+
+
 def test_rows_come_in_the_order_of_the_request_from_any_number_of_servers():
     for servers in (1, 2, 3):
         state = make("touches", servers=servers)

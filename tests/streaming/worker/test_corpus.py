@@ -78,6 +78,8 @@ def test_a_graph_draws_by_its_range_with_features() -> None:
     again, other = graph(tf.constant(8, tf.int64)), graph(tf.constant(9, tf.int64))
     assert again[2]["item_id"].numpy().tolist() == ids
     assert other[2]["item_id"].numpy().tolist() != ids
+    found.register(seed=5)  # another run
+    assert graph(tf.constant(8, tf.int64))[2]["item_id"].numpy().tolist() != ids
 
 
 def test_an_empty_corpus_is_refused() -> None:

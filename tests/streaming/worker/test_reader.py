@@ -84,6 +84,7 @@ def test_a_retry_sees_the_same_order_and_another_range_another():
     first = shuffled(Range(CLICKS, 7, 50), 43, window=1000).tolist()
     assert shuffled(Range(CLICKS, 7, 50), 43, window=1000).tolist() == first
     assert shuffled(Range(CLICKS, 8, 51), 43, window=1000).tolist() != first
+    assert shuffled(Range(CLICKS, 7, 50), 43, window=1000, seed=2).tolist() != first
     assert shuffled(Range(VIEWS, 7, 50), 43, window=1000).tolist() != first
     # In every process, today and tomorrow: not by the builtin hash.
     assert shuffled(Range(CLICKS, 7, 50), 6, window=3).tolist() == [1, 0, 2, 4, 5, 3]

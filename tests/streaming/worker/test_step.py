@@ -28,7 +28,7 @@ from models.contract import (
     Weight,
 )
 from streaming.servers.state import ServerState
-from streaming.worker.step import COUNTS, RangeFunction, Report
+from streaming.worker.step import COUNTS, SUMS, RangeFunction, Report
 from tests.streaming.counting import CountingModel
 
 FREQUENCY = FrequencyConfig(hashes=2, buckets=64, alpha=0.1)
@@ -122,6 +122,39 @@ def test_a_push_that_reached_one_server_is_finished_on_the_others_only(tmp_path)
     report = run(function, slot=0, sequence=FLOOR + 1, start=0, end=50)
     assert named(report, "applied") == [1]
     assert np.flatnonzero(table_of(state, "counter")).tolist() == list(range(25, 50))
+
+
+class Overflowing(CountingModel):
+    """Its loss is 0, and the gradient of that infinite."""
+
+    def loss(
+        self,
+        features: Mapping[str, FeatureValue],
+        *,
+        tables: Tensors,
+        weights: Tensors,
+        sampling: Sampling,
+    ) -> Outcome:
+        del weights, sampling
+        return Outcome(tf.sqrt(tf.reduce_sum(tf.gather(tables["counter"], features["item_id"]))))
+
+
+def test_what_is_not_finite_is_never_pushed(tmp_path):
+    state, function = make(Overflowing(50), NumberSource(), tmp_path, servers=2)
+    report = run(function, slot=0, sequence=FLOOR + 1, start=0, end=8)  # one mini-batch
+    assert np.isnan(report.sums.numpy()[0])
+    assert report.counts.numpy()[-2:].tolist() == [0, 0]
+    assert not table_of(state, "counter").any()
+    assert [int(clock) for clock in state.clocks] == [0, 0]
+
+
+def test_a_range_reports_samples_of_items_never_seen_before(tmp_path):
+    _, function = make(CountingModel(50), NumberSource(), tmp_path, servers=2)
+    # The second time ten are new, one of them in two buckets that others have used.
+    for sequence, start, unseen in ((1, 0, 20), (2, 10, 9)):
+        report = run(function, slot=0, sequence=FLOOR + sequence, start=start, end=start + 20)
+        sums = dict(zip(SUMS, report.sums.numpy().tolist(), strict=True))
+        assert (sums["unseen_share_sum"], sums["unseen_share_count"]) == (unseen, 20)
 
 
 def test_a_torn_push_is_seen_and_not_repeated(tmp_path):
