@@ -256,6 +256,8 @@ def test_after_kills_a_run_goes_on_with_other_numbers_of_servers_and_workers(sta
     os.kill(run.pids("worker")[-1], signal.SIGKILL)
     os.kill(run.pids("ps")[-1], signal.SIGKILL)
     run.wait_for(lambda: "restored checkpoint-" in run.log(), process)
+    steps = run.steps_seen()
+    run.wait_for(lambda: run.steps_seen() > steps, process)
     process.terminate()
     assert process.wait(120) == 0, run.log()
     trained = run.ledger()["totals"]["samples"]
