@@ -1,11 +1,12 @@
 """`headrace bench estimator`: how good streaming sampling probabilities are, and what they cost.
 
-Three things, on SYNTHETIC items:
+Four things, on SYNTHETIC items:
 
   simulation   section 5.1 of Yi et al. 2019: 1,000 items drawn by q ~ i^2, 128 a mini-batch without
                replacement, 5,000 buckets in all, A unset, B = 100; after half of the mini-batches
                the distribution turns around, q ~ (1000 - i)^2. Error: sum |p^ - 128 q| / (2 x 128)
                over all items, the mean over 64 mini-batches.
+  start        the same with B started at the gaps that were seen, as the trainer does.
   asynchrony   the same with 1 to 16 workers that learn ranges of mini-batches at once (workers x
                mini-batches): one reads before its range, while the others have not pushed theirs.
   cost         processor time of the estimator in percent of a training step's, in one process.
@@ -228,6 +229,10 @@ def _simulations(steps: int) -> tuple[list[dict[str, Cell]], Curves]:
         errors, curve = errors_at(setting, _places(steps), steps=steps)
         rows.append(_row("simulation", setting, _places(steps), errors))
         curves[f"alpha {alpha:g}, {hashes} x {_BUCKETS // hashes} buckets"] = curve
+    setting = Setting(hashes=4, paper_start=False)
+    errors, curve = errors_at(setting, _places(steps), steps=steps)
+    rows.append(_row("start", setting, _places(steps), errors))
+    curves["the same, started at the gaps seen"] = curve
     return rows, curves
 
 

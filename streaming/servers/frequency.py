@@ -114,6 +114,7 @@ def summarise(
     """
     buckets, flat = tf.unique(tf.reshape(sightings, [-1]))
     positions = tf.reshape(flat, tf.shape(sightings))
+    by_id = tf.transpose(positions)
     num_buckets = tf.size(buckets)
     unseen = tf.fill([num_buckets], float(NEVER))
     zeros = tf.zeros([num_buckets])
@@ -121,8 +122,7 @@ def summarise(
     # In float32, which holds numbers of batches exactly.
     def add_batch(batch, first, last, count, gaps):  # type: ignore[no-untyped-def]
         begin = batch * batch_size
-        seen_now = tf.gather(positions, which[begin : begin + batch_size], axis=1)
-        hits = tf.reshape(seen_now, [-1])
+        hits = tf.reshape(tf.gather(by_id, which[begin : begin + batch_size]), [-1])
         present = tf.math.unsorted_segment_sum(tf.ones_like(hits), hits, num_buckets) > 0
         now = tf.cast(batch, tf.float32)
         again = present & (first >= 0)

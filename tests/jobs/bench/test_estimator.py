@@ -33,6 +33,15 @@ def test_the_papers_simulation(hashes: int, settled: float, turned: float) -> No
     assert just_after > 3 * before
 
 
+def test_a_start_at_the_gaps_that_were_seen_is_right_sooner_than_the_papers() -> None:
+    paper, ours = (
+        errors_at(Setting(hashes=4, paper_start=start), [100, 1000], steps=2000)[0]
+        for start in (True, False)
+    )
+    assert ours[0] < 0.7 * paper[0]
+    assert ours[1] < 0.7 * paper[1]
+
+
 def test_concurrent_workers_cost_little() -> None:
     # 8 workers of 8 mini-batches: each reads up to 64 mini-batches late.
     (one,), _ = errors_at(Setting(hashes=4, alpha=0.05), [1500], steps=3000)
