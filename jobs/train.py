@@ -307,7 +307,8 @@ def state_shape(model: Model, config: TrainConfig) -> dict[str, str]:
     """Describes, by option, what the saved arrays are; rates and temperatures may change."""
     tables = [f"{each.name} {each.buckets}x{each.dim}" for each in model.tables]
     weights = [f"{each.name} {list(each.shape)}" for each in model.weights]
-    kinds = {each.optimizer.kind for each in (*model.tables, *model.weights)}
+    kinds = {table.optimizer.kind for table in model.tables}
+    kinds |= {weight.optimizer.kind for weight in model.weights}
     shape = {
         "tables": ", ".join(tables),
         "model.hidden, model.dim, model.learn_temperature": ", ".join(weights),

@@ -138,8 +138,8 @@ def summarise(
         shape_invariants=[tf.TensorShape([]), *[tf.TensorShape([None])] * 4],
         parallel_iterations=1,
     )
-    whole = [tf.cast(number, tf.int64) for number in (first, last)]
-    return Summary(buckets, *whole, count, gaps), positions
+    first, last = (tf.cast(number, tf.int64) for number in (first, last))
+    return Summary(buckets, first, last, count, gaps), positions
 
 
 def compose(

@@ -93,7 +93,7 @@ class MiniBatches:
         _, learned = tf.while_loop(
             lambda begin, _: begin < num_samples,
             step,
-            [tf.constant(0, tf.int64), Learned(*[tf.constant(0.0)] * 2, negatives.no_drift())],
+            [tf.constant(0, tf.int64), _nothing_learned()],
             parallel_iterations=1,
         )
         return learned
@@ -150,6 +150,10 @@ class MiniBatches:
         for name, gradient in gradients.items():
             dense = tf.convert_to_tensor(gradient)
             _apply_gradient(handles[name], dense, used.get(name), self._optimizers[name])
+
+
+def _nothing_learned() -> Learned:
+    return Learned(tf.constant(0.0), tf.constant(0.0), negatives.no_drift())
 
 
 def _apply_gradient(
