@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import logging
 import signal
@@ -83,9 +84,16 @@ class Exporter:
         self._indexed: tuple[int, dict[str, pa.Table], pa.Table] | None = None
 
     @property
-    def newest(self) -> str | None:
-        """The name of the run's newest checkpoint."""
-        return newest_checkpoint(self._run / "checkpoints")
+    def newest(self) -> tuple[str, int] | None:
+        """Name and time of writing of the run's newest checkpoint.
+
+        The number of one that was found damaged is given again.
+        """
+        folder = self._run / "checkpoints"
+        while (name := newest_checkpoint(folder)) is not None:
+            with contextlib.suppress(FileNotFoundError):  # a newer one took its place
+                return name, (folder / name).stat().st_mtime_ns
+        return None
 
     def load(self) -> Trained:
         """Loads the newest checkpoint; again if it was deleted meanwhile, as there is a newer one.
@@ -137,30 +145,33 @@ def follow(exporter: Exporter, stop: threading.Event) -> None:
         InputError: If checkpoints or samples are not what the configuration says.
     """
     done = _exported(exporter)
+    seen: tuple[str, int] | None = None
     while True:
         ending = stop.is_set()  # asked first: what was saved before it is exported
         newest = exporter.newest
-        if newest is not None and newest != done:
+        if newest is not None and newest != seen:
             trained = exporter.load()
-            if trained.freshness is not None and trained.freshness.checkpoint != done:
+            fresh = _named(trained.freshness)
+            if fresh is not None and fresh != done and trained.step > 0:  # 0: nothing learned yet
                 _export_one(exporter, trained)
-            done = newest
+                done = fresh
+            seen = newest
         elif ending:
             return
         else:
             stop.wait(_POLL_SECONDS)
 
 
-def _exported(exporter: Exporter) -> str | None:
-    """Returns the checkpoint of the current version, if it is still the newest."""
-    if current_version(exporter.output) is None or exporter.newest is None:
+def _exported(exporter: Exporter) -> tuple[str, int] | None:
+    """Returns the checkpoint of the current version."""
+    if current_version(exporter.output) is None:
         return None
-    found = read_bundle_manifest(resolve_version(exporter.output)).freshness
-    fresh = exporter.load().freshness
-    if found is None or fresh is None:
-        return None
-    same = (found.checkpoint, found.taken_ms) == (fresh.checkpoint, fresh.taken_ms)
-    return fresh.checkpoint if same else None
+    return _named(read_bundle_manifest(resolve_version(exporter.output)).freshness)
+
+
+def _named(freshness: Freshness | None) -> tuple[str, int] | None:
+    """Returns what tells a checkpoint from all others, later ones of its number included."""
+    return None if freshness is None else (freshness.checkpoint, freshness.taken_ms)
 
 
 def _export_one(exporter: Exporter, trained: Trained) -> None:

@@ -92,6 +92,9 @@ def export_bundle(
         ExportError: If the SavedModels, loaded again, do not score like the parameters.
         InputError: If another export is running, or there is nothing to index.
     """
+    # To tensors once: each conversion copies.
+    tensors = {name: tf.constant(value) for name, value in trained.parameters.items()}
+    trained = dataclasses.replace(trained, parameters=tensors)
     with writing(directory) as aside:
         manifest = _manifest(directory, trained, candidates=candidates, queries=queries)
         _save_tower(aside / "query", trained, side="query")

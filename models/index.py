@@ -21,7 +21,7 @@ from models.two_tower import TwoTower
 from pipeline.schema import HISTORY_ITEM_ID, ITEM_ID, SCENARIO, TIMESTAMP_MS, USER_ID
 from pipeline.specification import Specification
 
-Parameters = Mapping[str, np.ndarray]
+Parameters = Mapping[str, np.ndarray | tf.Tensor]
 Side = Literal["query", "candidate"]
 
 

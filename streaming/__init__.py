@@ -1,10 +1,10 @@
 """Sample streams to parameters, on TensorFlow parameter servers.
 
 Read in the order in which a sample passes: `config`; `source > sources` (where samples come from;
-records are `pipeline.topics`); `feed > plan` (which range comes next); `worker` (what a worker does
-with a range), `servers` (what the parameter servers hold); `attempts > ledger > coordinator >
-checkpoint` (who decides and who remembers; files are written by `pipeline.durable`), `metrics`;
-`cluster` (the processes).
+records are `pipeline.topics`); `feed > schedule` (which range comes next); `worker` (what a worker
+does with a range), `servers` (what the parameter servers hold); `attempts > callers > ledger >
+coordinator > checkpoints` (who decides and who remembers; files are written by `pipeline.durable`),
+`rejects` (when too much is undecodable); `watch` (how it is told); `cluster` (the processes).
 """
 
 import os

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 ROLES: Final = ("coordinator", "worker", "ps")
 _TF_NAMES: Final = {"coordinator": "chief", "worker": "worker", "ps": "ps"}
 _PORTS: Final = range(15_000, 32_000)
+KEEP_ALIVE_SECONDS: Final = 60
 _ORDINAL = re.compile(r"-(\d+)$")
 _START_SECONDS = 120.0
 
@@ -135,9 +136,18 @@ def serve(topology: Topology, role: str, index: int) -> int:
 
 
 def connect(topology: Topology) -> tf.distribute.coordinator.ClusterCoordinator:
-    """Connects this process, the coordinator, to its servers; waits until all of them answer."""
-    import tensorflow as tf
+    """Connects this process, the coordinator, to its servers; waits until all of them answer.
 
+    The servers drop what a coordinator put there some time after they last heard of it. By
+    TensorFlow's default, ten minutes, several lives in a row would fill the servers' memory with
+    their predecessors' variables.
+    """
+    import tensorflow as tf
+    from tensorflow.python.eager import context
+
+    context._KEEP_ALIVE_SECS = KEEP_ALIVE_SECONDS
+    for call in (context.Context.set_server_def, context.Context.update_server_def):
+        call.__defaults__ = (KEEP_ALIVE_SECONDS,)
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec(topology.jobs), rpc_layer="grpc", task_type="chief", task_id=0
     )

@@ -8,21 +8,20 @@ import logging
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-import tensorflow as tf
-
 from models.contract import Model
 from pipeline.schema import InputError
-from streaming.attempts import Cluster, RangeRunner, RestartNeededError
+from streaming.attempts import Cluster, RangeRunner, RestartNeededError, check_workers
+from streaming.callers import Callers
 from streaming.checkpoints.saver import Saved, Saver, Schedule, Snapshot
 from streaming.checkpoints.store import CheckpointStore, Freshness, NoSpaceError
 from streaming.cluster import Topology, connect
 from streaming.config import TrainConfig
 from streaming.feed import Feed
 from streaming.ledger import Ledger, Totals
+from streaming.rejects import RejectLimit
 from streaming.servers.state import ServerState
 from streaming.source import Range, Source
 from streaming.watch.endpoints import Endpoints
@@ -35,19 +34,16 @@ from streaming.worker.step import RangeFunction
 logger = logging.getLogger(__name__)
 
 _TICK_SECONDS = 0.2
+_OWNER_SECONDS = 1.0
 _CALLS_PER_WORKER = 1
-_DRAIN_SECONDS = 25.0  # within the 30 that Kubernetes grants by default
-_JUDGED_RECORDS = 100
 _FIRST_STALLS = 3
-_WINDOW = 10_000  # records that are "the latest"
 
 
 class Coordinator:
     """One life of a training run's coordinator. Delivery: see `streaming.ledger`.
 
-    Each caller's thread has one flight of ranges out at a time, one range per slot of its own, so a
-    slot's next sequence number is used only when its last range stands in the ledger. The main
-    thread watches, asks the source how far it reaches, and saves.
+    Callers' threads have ranges run (`streaming.callers`). The main thread, here, watches, asks the
+    source how far it reaches, and saves.
     """
 
     def __init__(
@@ -71,13 +67,17 @@ class Coordinator:
         )
         self._run_name = reader.run_name(config, fingerprints)
         self._outlets: list[Outlet] = []
-        self._stopping = False
-        self._changed = threading.Condition()  # guards all below, and the ledger
-        self._feed = Feed(source, config, ledger_lock=self._changed)
-        self._in_flight = 0
-        self._paused = False
-        self._error: BaseException | None = None
-        self._recent: deque[Totals] = deque()
+        self._learned = False
+        self._owned_at = time.monotonic()
+        self._lock = threading.RLock()  # guards the feed, the ledger and what callers share
+        self._feed = Feed(source, config, ledger_lock=self._lock)
+        self._callers = Callers(self._feed, self._lock, enter=self._enter)
+        kafka = config.source.kafka
+        topic = None if kafka is None or kafka.dead_letters is None else kafka.dead_letters.topic
+        self._rejects = RejectLimit(
+            config.max_reject_share,
+            kept_in=f"topic {topic}" if topic else f"{directory / 'dead-letters'}",
+        )
         self._pulse = Pulse(
             stall_seconds=config.watch.stall_seconds, ready_seconds=config.watch.ready_seconds
         )
@@ -88,7 +88,7 @@ class Coordinator:
 
     def stop(self) -> None:
         """Asks for an end: no new ranges, drain, save. For signal handlers: takes no lock."""
-        self._stopping = True
+        self._callers.stop()
 
     def run(self) -> Ledger:
         """Trains to the end of the source, or until `stop`; saves; returns the ledger.
@@ -102,12 +102,8 @@ class Coordinator:
         with self._store.owned() as floor, self._pulse.guarded(), self._told():
             self._feed.open()
             self._set_up(floor)
-            self._ledger = self._store.restore(self._saver.checkpoint) or self._feed.first_ledger()
-            self._feed.begin(self._ledger)
-            self._saved_records = self._ledger.totals.records
-            self._saved_at = time.monotonic()
-            self._state.align_clocks()
-            self._check_workers()
+            self._begin()
+            check_workers(self._cluster, self._run_name, num_workers=len(self._topology.workers))
             self._train()
             return self._ledger
 
@@ -131,117 +127,116 @@ class Coordinator:
         self._pulse.progressed()
         self._pulse.connected = True
         flight = self._config.cluster.flight
-        callers = len(self._topology.workers) * _CALLS_PER_WORKER
-        self._state = ServerState(
-            self._model,
-            self._topology.ps_devices,
-            frequency=self._config.frequency,
-            seed=self._config.seed,
-            num_slots=callers * flight,
-            floor=floor,
-        )
-        self._state.merge_by(self._config.cluster.merge)
-        self._saver = Saver(
-            self._store,
-            self._state.trackables(),
-            background=self._config.checkpoint.background,
-        )
+        self._num_callers = len(self._topology.workers) * _CALLS_PER_WORKER
+        with self._pulse.busy("making the variables"):
+            self._state = ServerState(
+                self._model,
+                self._topology.ps_devices,
+                frequency=self._config.frequency,
+                seed=self._config.seed,
+                num_slots=self._num_callers * flight,
+                floor=floor,
+            )
+            self._state.merge_by(self._config.cluster.merge)
+            self._saver = Saver(
+                self._store,
+                self._state.trackables(),
+                background=self._config.checkpoint.background,
+            )
         function = RangeFunction(
             self._state, batch_size=self._config.batch_size, flight=flight
         ).build()
         self._cluster = cluster
         self._runner = RangeRunner(cluster, function, floor=floor)
-        self._threads = [
-            threading.Thread(
-                target=self._work,
-                args=[range(caller * flight, (caller + 1) * flight)],
-                name=f"caller-{caller}",
-                daemon=True,
-            )
-            for caller in range(callers)
-        ]
 
-    def _check_workers(self) -> None:
-        """Sees that scheduled functions reach Python in the workers, not in this process."""
-        reader.register_coordinator()
-        whose = tf.function(reader.whereabouts, input_signature=[], autograph=False)
-        calls = [self._cluster.schedule(whose) for _ in range(4 * len(self._topology.workers))]
-        names = {bytes(call.fetch()) for call in calls}
-        if reader.COORDINATOR in names:
-            raise RuntimeError("scheduled reads ran in the coordinator; expected in the workers")
-        if strangers := [name for name in names if not name.startswith(self._run_name.encode())]:
-            raise InputError(
-                f"{len(strangers)} workers belong to another run, or were started with another"
-                " configuration; expected the coordinator's own: start all of them from one file"
-            )
-        logger.info("%d of %d workers have answered", len(names), len(self._topology.workers))
+    def _begin(self) -> None:
+        """Goes back to where the newest checkpoint stands, or makes the first one.
+
+        Without it, a life that is lost early would have no successor: `latest` is another place by
+        then. And a disk that is too small is found out before anything is learned.
+        """
+        with self._pulse.busy("restoring the checkpoint"):
+            restored = self._store.restore(self._saver.checkpoint)
+        self._ledger = restored or self._feed.first_ledger()
+        self._feed.begin(self._ledger)
+        self._saved_records = self._ledger.totals.records
+        self._saved_at = time.monotonic()
+        self._schedule = Schedule(self._config.checkpoint, now=self._saved_at)
+        self._telemetry.facts["checkpoint/stall_seconds"] = 0.0
+        with self._pulse.busy("aligning the servers' clocks"):
+            self._state.align_clocks()
+        if restored is None:
+            self._note_saved(self._write_now(self._snapshot()))
 
     # The main thread.
 
     def _train(self) -> None:
         self._pulse.progressed()
         self._pulse.training = True
-        for thread in self._threads:
-            thread.start()
-        schedule = Schedule(self._config.checkpoint, now=time.monotonic())
-        while not self._finished():
-            with self._changed:
-                self._changed.wait(_TICK_SECONDS)
-            now = time.monotonic()
-            self._pulse.beat()
-            self._check_health(now)
-            self._store.check_owner()
-            self._feed.refresh(now)
-            self._note_saved(self._finished_save())
-            watermark = self._freshness().watermark_ms
-            if self._saver.busy or not schedule.due(now, watermark):
-                continue
-            if self._ledger.totals.records != self._saved_records:
-                self._save()
-                schedule.saved(time.monotonic(), watermark)
+        self._callers.start(
+            self._runner, callers=self._num_callers, flight=self._config.cluster.flight
+        )
+        tick = min(_TICK_SECONDS, self._config.checkpoint.every_seconds)
+        while not (self._callers.stopping or self._callers.exhausted):
+            with self._lock:
+                if self._callers.error is None:
+                    self._callers.idle.wait(tick)
+            self._look()
+            if not self._saver.busy:
+                self._save_if_due()
         while self._saver.busy:  # what this thread cannot save twice at a time
+            self._pulse.beat()
             self._note_saved(self._finished_save(wait_seconds=_TICK_SECONDS))
-        at = self._saved_records
-        if self._ledger.totals.records != at or self._in_flight or not at:
+        self._rejects.check(self._ledger.totals, complete=self._callers.exhausted)
+        if self._ledger.totals.records != self._saved_records or self._callers.in_flight:
             self._save(last=True)
         self._pulse.training = False
         self._tell()
 
-    def _finished(self) -> bool:
-        return self._stopping or self._exhausted()
+    def _look(self) -> None:
+        """Sees that all is well, and that the feed is filled."""
+        now = time.monotonic()
+        self._pulse.beat()
+        if self._callers.error is not None:
+            raise self._callers.error
+        self._rejects.check(self._ledger.totals)
+        self._check_progress()
+        if self._telemetry.due(now):
+            self._tell()
+        self._check_owner(now)
+        self._feed.refresh(now)
+        self._note_saved(self._finished_save())
 
-    def _exhausted(self) -> bool:
-        with self._changed:
-            return self._in_flight == 0 and self._feed.finished
-
-    def _check_health(self, now: float) -> None:
-        if self._error is not None:
-            raise self._error
-        self._check_rejects(at_least=_JUDGED_RECORDS)
-        if self._in_flight == 0 and (self._feed.endless or self._feed.remaining == 0):
+    def _check_progress(self) -> None:
+        if self._callers.in_flight == 0 and (self._feed.endless or self._feed.remaining == 0):
             self._pulse.progressed()  # nothing to do is no stall
         self._pulse.obstacle = "the source cannot be read" if self._feed.away else ""
         # A first range waits for functions to be traced and sent, and for connections.
-        limit = self._config.watch.stall_seconds * (1 if self._recent else _FIRST_STALLS)
+        limit = self._config.watch.stall_seconds * (1 if self._learned else _FIRST_STALLS)
         if self._pulse.still_seconds > limit:
-            raise RestartNeededError(f"no range was finished for {limit:g} s")
-        if self._telemetry.due(now):
-            self._tell()
+            raise RestartNeededError(
+                f"no range was finished for {limit:g} s; out are {self._callers.oldest()}"
+            )
 
-    def _check_rejects(self, *, at_least: int) -> None:
-        """Stops if too many records were rejected, of all or of the latest, if enough were read."""
-        with self._changed:
-            recent = Totals()
-            for totals in self._recent:
-                recent.add(totals)
-        for what, totals in [("all", self._ledger.totals), ("the latest", recent)]:
-            if totals.records >= at_least and totals.reject_share > self._config.max_reject_share:
-                raise InputError(
-                    f"train.max_reject_share: {totals.rejects} rejected and {totals.lost} lost of"
-                    f" {what} {totals.records} records, {totals.reject_share:.2%}; expected at most"
-                    f" {self._config.max_reject_share:.2%}: see dead-letters/ in the run's"
-                    " directory"
-                )
+    def _check_owner(self, now: float) -> None:
+        """Sees once a second that the folder is still this life's; one that is away may return."""
+        if now - self._owned_at < _OWNER_SECONDS:
+            return
+        try:
+            self._store.check_owner()
+            self._owned_at = now
+        except OSError as error:
+            logger.warning("%s cannot be read at present: %s", self._config.directory, error)
+            if now - self._owned_at > self._config.watch.stall_seconds:
+                raise RestartNeededError(f"train.directory cannot be read: {error}") from error
+
+    def _save_if_due(self) -> None:
+        watermark = self._freshness().watermark_ms
+        if not self._schedule.due(time.monotonic(), watermark):
+            return
+        if self._ledger.totals.records != self._saved_records:
+            self._save()
+            self._schedule.saved(time.monotonic(), watermark)
 
     def _save(self, *, last: bool = False) -> None:
         """Saves the state and the ledger of one moment, at which nothing is in flight.
@@ -249,49 +244,71 @@ class Coordinator:
         Training waits until they are copied; or, if it ends or has no memory for a copy, written.
         """
         paused = time.monotonic()
-        self._pause()
-        complete = self._exhausted()
-        self._check_rejects(at_least=1 if complete else _JUDGED_RECORDS)
+        self._callers.pause(limit=self._config.watch.stall_seconds)
+        if not self._ledger.settled:
+            self._skip_save(last=last)
+            return
+        self._rejects.check(self._ledger.totals, complete=self._callers.exhausted)
         self._pulse.progressed()
-        step, ledger = int(self._state.step.numpy()), self._ledger.copy()
-        freshness = self._freshness()
-        aside = self._saver.background and not last
-        if aside:
-            self._saver.take()
-            self._stood_still(paused)
-        ledger.identity = self._feed.identity(ledger.offsets)
-        snapshot = Snapshot(ledger=ledger, step=step, freshness=freshness)
-        if aside:
-            self._saver.write(snapshot)
+        snapshot = self._snapshot()
+        if self._saver.background and not last:
+            with self._pulse.busy("copying the state"):
+                self._saver.take()
+            self._go_on(paused)
+            self._saver.write(self._identified(snapshot))
         else:
-            saved = self._saver.write_now(snapshot)
-            self._stood_still(paused)
+            saved = None
+            try:
+                saved = self._write_now(snapshot)
+            except NoSpaceError as error:
+                if last:
+                    raise
+                self._note_unsaved(error)
+            self._go_on(paused)
             self._note_saved(saved)
-        self._saved_records = ledger.totals.records
+            if saved is None:
+                return
+        self._saved_records = snapshot.ledger.totals.records
         self._pulse.progressed()
 
-    def _pause(self) -> None:
-        """Hands out no more ranges, and waits for those in flight."""
-        limit = _DRAIN_SECONDS if self._stopping else self._config.watch.stall_seconds
-        with self._changed:
-            self._paused = True
-            drained = self._changed.wait_for(
-                lambda: self._in_flight == 0 or self._error is not None, timeout=limit
+    def _skip_save(self, *, last: bool) -> None:
+        """Gives up a save because ranges came back unread, and later ones are learned already."""
+        if last:
+            raise RestartNeededError(
+                "the source cannot be read, and records behind those that are missing were learned:"
+                " no save can be taken of that, so what was learned since the last one is learned"
+                " again"
             )
-        if self._error is not None:
-            raise self._error
-        if not drained:
-            raise RestartNeededError(f"ranges in flight did not finish within {limit:g} s")
+        logger.warning("the source cannot be read at present; a save is put off until it can")
+        self._callers.resume()
 
-    def _stood_still(self, since: float) -> None:
+    def _snapshot(self) -> Snapshot:
+        return Snapshot(
+            ledger=self._ledger.copy(),
+            step=int(self._state.step.numpy()),
+            freshness=self._freshness(),
+        )
+
+    def _identified(self, snapshot: Snapshot) -> Snapshot:
+        """Adds what the offsets are counted in: as last known, while the source is away.
+
+        That is what they *are* counted in: workers compare with each range that they read, and the
+        next life does before it reads any.
+        """
+        snapshot.ledger.identity = self._feed.identity(snapshot.ledger.offsets)
+        return snapshot
+
+    def _write_now(self, snapshot: Snapshot) -> Saved:
+        with self._pulse.busy("writing a checkpoint"):
+            return self._saver.write_now(self._identified(snapshot))
+
+    def _go_on(self, paused: float) -> None:
         """Hands out ranges again."""
-        with self._changed:
-            self._paused = False
-            self._changed.notify_all()
-        self._telemetry.facts["checkpoint/stall_seconds"] = time.monotonic() - since
+        self._callers.resume()
+        self._telemetry.facts["checkpoint/stall_seconds"] = time.monotonic() - paused
 
     def _freshness(self) -> Freshness:
-        with self._changed:
+        with self._lock:
             position = self._feed.position()
         former = self._store.restored.newest_event_ms
         newest = [time_ms for time_ms in (former, position.newest_ms) if time_ms is not None]
@@ -305,10 +322,13 @@ class Coordinator:
         try:
             return self._saver.finished(wait_seconds=wait_seconds)
         except NoSpaceError as error:
-            # What was learned is still on the servers: better to go on and try again than to stop.
-            logger.error("%s; training goes on", error)  # noqa: TRY400 - its traceback says no more
-            self._saved_records = -1
+            self._note_unsaved(error)
             return None
+
+    def _note_unsaved(self, error: NoSpaceError) -> None:
+        # What was learned is still on the servers: better to go on and try again than to stop.
+        logger.error("%s; training goes on", error)
+        self._saved_records = -1
 
     def _note_saved(self, saved: Saved | None) -> None:
         """Tells of a checkpoint that is durable now."""
@@ -318,6 +338,7 @@ class Coordinator:
         self._saved_at = time.monotonic() - saved.write_seconds
         facts["checkpoint/saves"] = facts.get("checkpoint/saves", 0) + 1
         facts["checkpoint/write_seconds"] = saved.write_seconds
+        self._schedule.cost_seconds = facts["checkpoint/stall_seconds"] + saved.write_seconds
         logger.info(
             "saved %s in %.1f s (training stood still for %.2f s): step %d, %d samples",
             saved.folder.name,
@@ -326,82 +347,43 @@ class Coordinator:
             saved.snapshot.step,
             ledger.totals.samples,
         )
-        tell_source = getattr(self._source, "saved", None)
-        if tell_source is None:
-            return
         try:
-            tell_source(ledger.offsets)
+            self._source.saved(ledger.offsets)
         except Exception as error:  # noqa: BLE001 - for dashboards; what counts is the checkpoint
             logger.warning("the source could not be told of %s: %s", saved.folder.name, error)
 
     def _tell(self) -> None:
-        with self._changed:
+        with self._lock:
             totals = dataclasses.asdict(self._ledger.totals)
             gauges = {
                 "stream/records_remaining": self._feed.remaining,
                 "cluster/workers": len(self._topology.workers),
-                "cluster/ranges_in_flight": self._in_flight,
+                "cluster/ranges_in_flight": self._callers.in_flight,
                 "checkpoint/age_seconds": time.monotonic() - self._saved_at,
             }
             position = self._feed.position()
             self._telemetry.tell(totals, gauges | position_figures(position))
 
-    # The callers' threads.
-
-    def _work(self, slots: range) -> None:
-        try:
-            while (taken := self._take(len(slots))) is not None:
-                reports = self._runner.run(slots, *taken, failed=lambda: self._error is not None)
-                for done, (report, worker) in zip(taken[0], reports, strict=True):
-                    self._commit(done, report, worker=worker)
-        except BaseException as error:  # noqa: BLE001 - the main thread raises it
-            with self._changed:
-                self._error = self._error or error
-                self._changed.notify_all()
-
-    def _take(self, most: int) -> tuple[list[Range], Range | None] | None:
-        """Returns a flight of up to `most` ranges and the one that probably follows it."""
-        look_ahead = most * (len(self._topology.workers) - 1) + 1
-        while True:
-            with self._changed:
-                if self._stopping or self._error is not None:
-                    return None
-                ranges: list[Range] = []
-                likely = None
-                while len(ranges) < most and not self._paused:
-                    taken = self._feed.take(look_ahead=look_ahead, now=time.monotonic())
-                    if taken is None:
-                        break
-                    ranges.append(taken[0])
-                    likely = taken[1]
-                    self._in_flight += 1
-                if ranges:
-                    return ranges, likely
-                self._changed.wait(_TICK_SECONDS)
-
-    def _commit(self, done: Range, report: Mapping[str, float], *, worker: str) -> None:
+    def _enter(self, done: Range, report: Mapping[str, float], worker: str) -> None:
+        """Enters a finished range into the ledger; called by callers' threads, with the lock."""
         torn = int(report["torn"])
         if torn and self._config.on_torn_push == "restore":
             raise RestartNeededError(f"{done}: a push was torn on {torn} parameter servers")
         if not math.isfinite(report["loss_sum"]):
             raise InputError(
-                f"{done}: found a loss of {report['loss_sum']}; expected a finite one. Nothing was"
-                " saved since: lower model.learning_rate, or look for huge values in these samples"
+                f"{done}: found a loss of {report['loss_sum']}; expected a finite one, and finite"
+                " parameters. Nothing of it was pushed or saved: lower model.learning_rate, or look"
+                " for huge values in these samples"
             )
         totals = Totals(
             records=done.end - done.start,
             torn=torn,
             **{name: int(report[name]) for name in ("samples", "batches", "rejects", "lost")},
         )
-        with self._changed:
-            self._ledger.commit(done, totals)
-            self._feed.note(done, report)
-            self._recent.append(totals)
-            while sum(old.records for old in self._recent) - self._recent[0].records >= _WINDOW:
-                self._recent.popleft()
-            self._telemetry.meter.add(
-                report, worker=worker, now=time.monotonic(), wall_ms=1e3 * time.time()
-            )
-            self._pulse.progressed()
-            self._in_flight -= 1
-            self._changed.notify_all()
+        self._ledger.commit(done, totals)
+        self._feed.note(done, report)
+        self._rejects.note(totals)
+        self._learned = True
+        now, wall_ms = time.monotonic(), 1e3 * time.time()
+        self._telemetry.meter.add(report, worker=worker, now=now, wall_ms=wall_ms)
+        self._pulse.progressed()

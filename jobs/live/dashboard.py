@@ -67,7 +67,7 @@ _ROWS: list[tuple[str, list[str], Callable[[_Figures], str]]] = [
     ("samples", ["stream/samples"], _number("stream/samples")),
     ("samples/s", ["stream/samples_per_second"], _number("stream/samples_per_second")),
     ("loss", ["train/loss"], _number("train/loss", 4)),
-    ("feature drift", ["train/drift"], _number("train/drift", 4)),
+    ("feature drift", ["train/drift_1"], _number("train/drift_1", 4)),
     ("lag, records", ["stream/lag_records"], _number("stream/lag_records")),
     (
         "event-time watermark",

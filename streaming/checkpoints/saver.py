@@ -18,6 +18,8 @@ from streaming.servers.shadow import Shadow
 
 logger = logging.getLogger(__name__)
 
+_WORTH = 10  # seconds of training to each of saving, at least, if event time asks for saves
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Snapshot:
@@ -126,13 +128,18 @@ class Schedule:
     """When a save is due: after some seconds, or when event time has crossed a boundary.
 
     A boundary is a multiple of `every_event_seconds` since 1970 that the low watermark passes: all
-    events before it have been trained on.
+    events before it have been trained on. A run that catches up passes many in a moment: it does
+    not spend more than a tenth of its time on saving.
+
+    Attributes:
+        cost_seconds: How long the last save took.
     """
 
     def __init__(self, config: CheckpointConfig, *, now: float) -> None:
         self._config = config
         self._saved_at = now
         self._window: int | None = None
+        self.cost_seconds = 0.0
 
     def due(self, now: float, watermark_ms: int | None) -> bool:
         """Whether it is time to save, given a time in seconds and the low watermark."""
@@ -140,7 +147,9 @@ class Schedule:
         if self._window is None:
             self._window = window  # the first watermark of this life crosses nothing
         crossed = window is not None and self._window is not None and window > self._window
-        return crossed or now - self._saved_at >= self._config.every_seconds
+        since = now - self._saved_at
+        worth = since >= _WORTH * self.cost_seconds
+        return (crossed and worth) or since >= self._config.every_seconds
 
     def saved(self, now: float, watermark_ms: int | None) -> None:
         """Notes a save."""

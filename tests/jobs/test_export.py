@@ -114,6 +114,22 @@ def test_following_exports_what_is_new_and_the_last_before_it_ends(tmp_path: Pat
     assert exported_steps(tmp_path) == [42, 43, 44]
 
 
+def test_a_number_that_was_a_damaged_checkpoints_is_exported_when_it_comes_again(
+    tmp_path: Path,
+) -> None:
+    exporter, stop = make_exporter(tmp_path), threading.Event()
+    save_another(tmp_path, step=0)  # before the first range: nothing was learned
+    thread = threading.Thread(target=follow, args=[exporter, stop])
+    thread.start()
+    save_another(tmp_path, step=43)
+    wait_until(lambda: exported_steps(tmp_path) == [43])
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / exporter.newest[0])
+    save_another(tmp_path, step=44)
+    wait_until(lambda: exported_steps(tmp_path) == [43, 44])
+    stop.set()
+    thread.join(60)
+
+
 def test_a_version_says_how_fresh_it_is(tmp_path: Path) -> None:
     exporter = make_exporter(tmp_path)
     save_another(tmp_path, step=43)
@@ -149,7 +165,7 @@ def test_a_checkpoint_deleted_while_it_is_read_gives_way_to_the_newer(
     def delete_first(*arguments):
         tries.append(exporter.newest)
         if len(tries) == 1:
-            shutil.rmtree(tmp_path / "run" / "checkpoints" / exporter.newest)
+            shutil.rmtree(tmp_path / "run" / "checkpoints" / exporter.newest[0])
             save_another(tmp_path, step=44)  # takes the number that is free again
             save_another(tmp_path, step=45)
             raise InputError("found 1 checkpoints, all damaged")

@@ -80,7 +80,7 @@ def test_a_run_goes_on_while_its_checkpoint_is_written(run: Run, monkeypatch) ->
     save = CheckpointStore.save
 
     def slow(*arguments, **keywords):
-        if not first.is_set():
+        if arguments[2].totals.samples and not first.is_set():  # not the one before training
             first.set()
             assert written.wait(60)
         return save(*arguments, **keywords)
@@ -125,7 +125,7 @@ def test_a_stop_during_a_write_saves_all_that_was_trained(run: Run, monkeypatch)
     save = CheckpointStore.save
 
     def stop_in_the_middle(*arguments, **keywords):
-        if not stopped.is_set():
+        if arguments[2].totals.samples and not stopped.is_set():
             coordinator.stop()
             stopped.set()
         return save(*arguments, **keywords)
@@ -135,8 +135,12 @@ def test_a_stop_during_a_write_saves_all_that_was_trained(run: Run, monkeypatch)
     assert run.counters().sum() == ledger.totals.samples > 0
 
 
-def test_what_a_full_disk_kept_from_being_saved_is_saved_at_the_end(run: Run, monkeypatch) -> None:
-    coordinator = run.coordinator(checkpoint={"every_seconds": 0.01}, stream={"end": "never"})
+@pytest.mark.parametrize("background", [True, False])
+def test_what_a_full_disk_kept_from_being_saved_is_saved_at_the_end(
+    run: Run, monkeypatch, background: bool
+) -> None:
+    checkpoint = {"every_seconds": 0.01, "background": background}
+    coordinator = run.coordinator(checkpoint=checkpoint, stream={"end": "never"})
     failed = threading.Event()
     save = CheckpointStore.save
 
@@ -162,6 +166,7 @@ def test_the_source_is_told_what_is_saved_and_may_fail(run: Run, caplog) -> None
 
     run.source.saved = saved
     ledger = run.coordinator().run()
+    assert told[0] == dict.fromkeys(ledger.offsets, 0)
     assert told[-1] == ledger.offsets
     assert "could not be told of checkpoint-00000001: no group" in caplog.text
 
@@ -225,3 +230,7 @@ def test_saves_are_due_by_seconds_and_by_boundaries_of_event_time() -> None:
     schedule.saved(5, 120_000)
     assert not schedule.due(104, 121_000)
     assert schedule.due(105, 121_000)  # 100 s after the last
+    schedule.saved(105, 121_000)
+    schedule.cost_seconds = 2.0
+    assert not schedule.due(124.9, 999_000)  # catching up: not a second of saving to nine others
+    assert schedule.due(125.1, 999_000)

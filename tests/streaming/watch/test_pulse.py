@@ -47,3 +47,22 @@ def test_a_source_that_is_away_is_not_ready() -> None:
     pulse, _ = training_pulse()
     pulse.obstacle = "the source cannot be read"
     assert pulse.unready() == "the source cannot be read"
+
+
+def test_a_restore_may_take_ten_times_as_long_before_it_is_a_hang() -> None:
+    pulse, clock = training_pulse()
+    with pulse.busy("restoring the checkpoint"):
+        assert pulse.unready() == "restoring the checkpoint"
+        clock.now = 200
+        assert pulse.unhealthy() == ""
+        clock.now = 201
+        assert pulse.unhealthy() == (
+            "the main thread did nothing for 201 s, while restoring the checkpoint"
+        )
+        clock.now = 400
+        assert pulse.hung() == ""
+        clock.now = 401
+        assert pulse.hung() == "nothing was done for 401 s, while restoring the checkpoint"
+    assert pulse.unready() == ""
+    clock.now = 442
+    assert pulse.hung() == "nothing was done for 41 s"
