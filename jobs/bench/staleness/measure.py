@@ -55,7 +55,6 @@ class Way:
 RULES: Final = (
     Way(name="sum", merge=MergeConfig()),
     Way(name="touches", merge=MergeConfig(rule="touches")),
-    Way(name="touches^.5", merge=MergeConfig(rule="touches", power=0.5)),
     Way(name="adagrad", merge=MergeConfig(rule="adagrad")),
     Way(name="agreement", merge=MergeConfig(rule="agreement")),
 )
@@ -63,6 +62,7 @@ RULES: Final = (
 
 _LONE = 0.15
 IDEAS: Final = (
+    Way(name="touches^.5", merge=MergeConfig(rule="touches", power=0.5)),
     Way(name="sum, rate/W^.5", merge=MergeConfig(), rate_power=0.5),
     Way(name="touches, rate*W^.5", merge=MergeConfig(rule="touches"), rate_power=-0.5),
     *(
@@ -73,6 +73,7 @@ IDEAS: Final = (
 """Further means, at the number of workers of the aim: the learning rate by workers; and a start by
 one worker, until embeddings have grown out of their beginning, where all workers move alike."""
 _TWIN_WORKERS: Final = 2
+"""Up to so many, `sum` alone is measured, real and simulated: what the simulation is checked by."""
 AIMED: Final = (8, 8)
 """Workers and mini-batches at which ideas are tried."""
 WAYS: Final = (*RULES, *IDEAS)
@@ -240,6 +241,6 @@ def points(bench: Bench, plan: Plan, folder: Path) -> Iterator[Point]:
 
 
 def _ways(ways: Sequence[Way], workers: int, batches: int) -> Sequence[Way]:
-    if workers == 1:
+    if workers <= _TWIN_WORKERS:
         return RULES[:1]
     return [way for way in ways if way not in IDEAS or (workers, batches) == AIMED]

@@ -45,11 +45,11 @@ def test_variants_are_compared_on_what_is_there_and_what_is_not_is_said(data, tm
 def test_simulated_workers_make_a_table_of_their_own(data, tmp_path) -> None:
     out = tmp_path / "stale.json"
     arguments = ["staleness", "--datasets", "retailrocket", "--data", str(data), "--passes", "1"]
-    arguments += ["--real-workers", "", "--simulated-workers", "1,2", "--every", "1"]
+    arguments += ["--real-workers", "", "--simulated-workers", "1,3", "--every", "1"]
     assert main([*arguments, "--ways", "sum;touches", "--out", str(out)]) == 0
     report = json.loads(out.read_text())
     ways = [(point["workers"], point["way"]) for point in report["points"]]
-    assert ways == [(1, "sum"), (2, "sum"), (2, "touches")]
+    assert ways == [(1, "sum"), (3, "sum"), (3, "touches")]
     (choice,) = report["choices"]
     rates = {point["way"]: point["hit_rate"] for point in report["points"][1:]}
     assert rates[choice["way"]] == max(rates.values())
