@@ -130,6 +130,14 @@ def train(
             },
         },
     }
+    _launch(run, settings)
+    return Trained(
+        parameters=load_checkpoint(run / "checkpoints").parameters,
+        samples_per_second=_speed(run / "metrics.jsonl"),
+    )
+
+
+def _launch(run: Path, settings: dict[str, Any]) -> None:
     run.mkdir(parents=True)
     config = run / "config.yaml"
     config.write_text(yaml.safe_dump(settings))
@@ -144,10 +152,6 @@ def train(
     if done.returncode:
         text = (run / "log").read_text(errors="replace")
         raise RuntimeError(f"{run.name}: exit {done.returncode}\n{text[-4000:]}")
-    return Trained(
-        parameters=load_checkpoint(run / "checkpoints").parameters,
-        samples_per_second=_speed(run / "metrics.jsonl"),
-    )
 
 
 def _speed(metrics: Path) -> float:
