@@ -109,8 +109,31 @@ def train(
     Raises:
         RuntimeError: If it failed, with the end of its log.
     """
+    settings = _settings(run, archive, sections, schedule)
+    run.mkdir(parents=True)
+    config = run / "config.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    with (run / "log").open("wb") as log:
+        done = subprocess.run(
+            [sys.executable, "-m", "jobs.train", "--config", str(config), "--local"],
+            stdout=log,
+            stderr=log,
+            check=False,
+            timeout=_TIMEOUT_SECONDS,
+        )
+    if done.returncode:
+        text = (run / "log").read_text(errors="replace")
+        raise RuntimeError(f"{run.name}: exit {done.returncode}\n{text[-4000:]}")
+
+
+def _settings(
+    run: Path,
+    archive: Path,
+    sections: tuple[Specification, TwoTowerConfig, FrequencyConfig],
+    schedule: Schedule,
+) -> dict[str, Any]:
     specification, model, frequency = sections
-    settings: dict[str, Any] = {
+    return {
         "specification": specification.model_dump(mode="json"),
         "model": model.model_dump(mode="json"),
         "train": {
@@ -138,20 +161,6 @@ def train(
 
 
 def _launch(run: Path, settings: dict[str, Any]) -> None:
-    run.mkdir(parents=True)
-    config = run / "config.yaml"
-    config.write_text(yaml.safe_dump(settings))
-    with (run / "log").open("wb") as log:
-        done = subprocess.run(
-            [sys.executable, "-m", "jobs.train", "--config", str(config), "--local"],
-            stdout=log,
-            stderr=log,
-            check=False,
-            timeout=_TIMEOUT_SECONDS,
-        )
-    if done.returncode:
-        text = (run / "log").read_text(errors="replace")
-        raise RuntimeError(f"{run.name}: exit {done.returncode}\n{text[-4000:]}")
 
 
 def _speed(metrics: Path) -> float:
