@@ -109,21 +109,11 @@ def train(
     Raises:
         RuntimeError: If it failed, with the end of its log.
     """
-    settings = _settings(run, archive, sections, schedule)
-    run.mkdir(parents=True)
-    config = run / "config.yaml"
-    config.write_text(yaml.safe_dump(settings))
-    with (run / "log").open("wb") as log:
-        done = subprocess.run(
-            [sys.executable, "-m", "jobs.train", "--config", str(config), "--local"],
-            stdout=log,
-            stderr=log,
-            check=False,
-            timeout=_TIMEOUT_SECONDS,
-        )
-    if done.returncode:
-        text = (run / "log").read_text(errors="replace")
-        raise RuntimeError(f"{run.name}: exit {done.returncode}\n{text[-4000:]}")
+    _launch(run, _settings(run, archive, sections, schedule))
+    return Trained(
+        parameters=load_checkpoint(run / "checkpoints").parameters,
+        samples_per_second=_speed(run / "metrics.jsonl"),
+    )
 
 
 def _settings(
@@ -153,14 +143,23 @@ def _settings(
             },
         },
     }
-    _launch(run, settings)
-    return Trained(
-        parameters=load_checkpoint(run / "checkpoints").parameters,
-        samples_per_second=_speed(run / "metrics.jsonl"),
-    )
 
 
 def _launch(run: Path, settings: dict[str, Any]) -> None:
+    run.mkdir(parents=True)
+    config = run / "config.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    with (run / "log").open("wb") as log:
+        done = subprocess.run(
+            [sys.executable, "-m", "jobs.train", "--config", str(config), "--local"],
+            stdout=log,
+            stderr=log,
+            check=False,
+            timeout=_TIMEOUT_SECONDS,
+        )
+    if done.returncode:
+        text = (run / "log").read_text(errors="replace")
+        raise RuntimeError(f"{run.name}: exit {done.returncode}\n{text[-4000:]}")
 
 
 def _speed(metrics: Path) -> float:

@@ -10,9 +10,12 @@ from pipeline.schema import InputError
 
 
 def ten_days() -> pl.DataFrame:
-    """Users 1 and 2 take an item a day each, on ten days; user 1's item 10 comes again on day 5."""
+    """Users 1 and 2 take an item a day each, on ten days; user 1's item 10 comes again on day 5.
+
+    User 3 takes one item in all, a known one.
+    """
     rows = [(1, 10 + day, day) for day in range(10)] + [(2, 15 - day % 6, day) for day in range(10)]
-    rows.append((1, 10, 5))
+    rows += [(1, 10, 5), (3, 11, 9)]
     return pl.DataFrame(
         {
             "user_id": [row[0] for row in rows],
@@ -35,7 +38,7 @@ def asked_pairs(asked: Questions) -> list[tuple[int, int]]:
 def test_a_sample_is_a_first_positive_with_the_items_before_it() -> None:
     samples = make_dataset("toy", ten_days(), buckets=64).samples.to_pylist()
     # User 2 has six items; their days 6 to 9 repeat, as does user 1's item 10 on day 5.
-    assert len(samples) == 10 + 6
+    assert len(samples) == 10 + 6 + 1
     mine = [row for row in samples if row["user_id"] == 1]
     assert mine[0]["history_item_id"] == []
     assert mine[3]["history_item_id"] == [10, 11, 12]
@@ -61,8 +64,9 @@ def test_the_validation_never_sees_the_test() -> None:
     dataset = make_dataset("toy", ten_days(), buckets=64)
     chosen_on = validation_split(dataset, max_questions=100)
     tested_on = cut_for_test(dataset, max_questions=100)
-    newest = max(chosen_on.asked.samples.column("timestamp_ms").to_pylist(), default=0)
-    assert newest < dataset.test_ms
+    times = dataset.samples.column("timestamp_ms").to_pylist()
+    between = [time for time in times if dataset.validation_ms <= time < dataset.test_ms]
+    assert 0 < chosen_on.num_later == len(between) < tested_on.num_later + len(between)
     assert max(tested_on.training.column("timestamp_ms").to_pylist()) < dataset.test_ms
     assert max(chosen_on.training.column("timestamp_ms").to_pylist()) < dataset.validation_ms
 
