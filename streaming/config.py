@@ -180,7 +180,8 @@ class TrainConfig(_Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     watch: WatchConfig = WatchConfig()
     max_reject_share: Annotated[float, Field(ge=0, le=1)] = 0.01
-    """Stop with 2 when more than this share of the records read is undecodable or lost."""
+    """Stop with 2 when more than this share of the records read is undecodable; before the end of
+    the source, when it is more by three standard deviations."""
     on_torn_push: Literal["restore", "count"] = "restore"
     """Answer to a push that a crash cut in the middle: restart from the checkpoint, or go on."""
 
