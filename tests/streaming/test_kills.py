@@ -238,12 +238,13 @@ def test_a_push_that_a_crash_cut_in_the_middle_is_detected_and_restored_or_count
     os.kill(int(worker), signal.SIGKILL)
     (run.faults / HELD).unlink()
     if answer == "restore":
-        run.wait_for(lambda: "a push was torn on 1 parameter servers" in run.log(), process)
+        run.wait_for(lambda: "a push was torn on " in run.log(), process)
         run.finish(process)
         _assert_every_sample_counts_once(run)
         return
     run.finish(process)
-    assert run.ledger()["totals"]["torn"] == 1
+    # The servers are pushed to at once, and the failure of one cuts what the other had begun.
+    assert run.ledger()["totals"]["torn"] in (1, 2)
     # Of one range, what lies on the server that failed: never more, and nothing twice.
     counters = run.counters()
     assert 0 < np.count_nonzero(counters == 0) <= 200
