@@ -13,7 +13,11 @@ from pipeline.topics.record import encode
 
 
 def create(admin: KafkaAdminClient, topic: str, partitions: int = 1, **configs: str) -> None:
-    """Creates a topic; `retention_ms="1"` is the configuration `retention.ms`."""
+    """Creates a topic; `retention_ms="1"` is the configuration `retention.ms`.
+
+    Without it nothing is deleted: the tests' records have times of long ago.
+    """
+    configs = {"retention_ms": "-1"} | configs
     wanted = {
         "num_partitions": partitions,
         "replication_factor": 1,

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,13 @@ class Speed:
 
 
 def run_cluster(
-    run: Path, samples: Path, *, source: str, address: str, size: int, workers: int
+    run: Path,
+    samples: Path,
+    *,
+    source: str,
+    address: str,
+    size: int,
+    cluster: Mapping[str, int],
 ) -> Speed:
     """Trains once on a cluster of its own, with one parameter server.
 
@@ -43,10 +50,10 @@ def run_cluster(
         source: `memory`, `archive` or `kafka`.
         address: Of the broker.
         size: Samples per mini-batch.
-        workers: How many.
+        cluster: What `train.cluster` is to have, beside one parameter server.
     """
     run.mkdir()
-    settings = _settings(run, samples, source=source, address=address, size=size, workers=workers)
+    settings = _settings(run, samples, source=source, address=address, size=size, cluster=cluster)
     (run / "config.yaml").write_text(yaml.safe_dump(settings))
     code = "import sys; from jobs.bench.stream.cluster import launch; sys.exit(launch(sys.argv[1]))"
     with (
@@ -84,7 +91,13 @@ def _watch(process: subprocess.Popen[bytes], metrics: Path) -> dict[int, float]:
 
 
 def _settings(
-    run: Path, samples: Path, *, source: str, address: str, size: int, workers: int
+    run: Path,
+    samples: Path,
+    *,
+    source: str,
+    address: str,
+    size: int,
+    cluster: Mapping[str, int],
 ) -> dict[str, Any]:
     place: dict[str, Any] = {"archive": {"directory": str(samples)}}
     if source == "kafka":
@@ -98,7 +111,7 @@ def _settings(
             "batch_size": size,
             "batches_per_range": max(1, 8192 // size),
             "checkpoint": {"every_seconds": 3600},
-            "cluster": {"parameter_servers": 1, "workers": workers},
+            "cluster": {"parameter_servers": 1, **cluster},
         },
     }
 

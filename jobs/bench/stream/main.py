@@ -45,12 +45,15 @@ from jobs.settings import EXIT_DONE
 logger = logging.getLogger(__name__)
 
 Speeds = dict[tuple[int, str], list[Speed]]
-# By the variant's name: its source, and its workers.
-_CLUSTERS = {
-    "memory": ("memory", 1),
-    "memory-2": ("memory", 2),
-    "archive": ("archive", 1),
-    "kafka": ("kafka", 1),
+# By the variant's name: its source, and its `train.cluster`.
+_CLUSTERS: dict[str, tuple[str, dict[str, int]]] = {
+    "memory": ("memory", {"workers": 1}),
+    "memory-2": ("memory", {"workers": 2}),
+    "memory-flight-1": ("memory", {"workers": 1, "flight": 1}),
+    "memory-flight-2": ("memory", {"workers": 1, "flight": 2}),
+    "memory-flight-4": ("memory", {"workers": 1, "flight": 4}),
+    "archive": ("archive", {"workers": 1}),
+    "kafka": ("kafka", {"workers": 1}),
 }
 _KERAS = {"tfrs": "fit", "generator": "generator", "batched-generator": "batched-generator"}
 _READERS = {"consumer": "bare", "example": "source"}
@@ -147,14 +150,14 @@ def _run(
         if variant in _ON_EXAMPLES:  # not to the end of the topic and over again
             count = max(size, few - _WARM_UP_BATCHES * size)
         return run_module("keras", _KERAS[variant], samples, size, count, address)
-    source, workers = _CLUSTERS[variant]
+    source, cluster = _CLUSTERS[variant]
     return run_cluster(
         folder / f"run-{size}-{variant}-{round_number}",
         samples,
         source=source,
         address=address,
         size=size,
-        workers=workers,
+        cluster=cluster,
     )
 
 
