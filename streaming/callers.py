@@ -33,6 +33,7 @@ class Callers:
         lock: threading.RLock,
         *,
         enter: Callable[[Range, Mapping[str, float], str], None],
+        alone: Callable[[], bool] = lambda: False,
     ) -> None:
         """Prepares threads.
 
@@ -40,10 +41,11 @@ class Callers:
             feed: Where ranges come from.
             lock: Guards the ledger, the feed and all here.
             enter: Enters a finished range, its report and its worker; called with the lock.
+            alone: Whether no flight may be out beside another; called with the lock.
         """
         self._feed = feed
         self._changed = threading.Condition(lock)
-        self._enter = enter
+        self._enter, self._alone = enter, alone
         self.idle = threading.Condition(lock)  # of its own: not each range wakes the main thread
         self._out: dict[Range, float] = {}
         self._returned: deque[Range] = deque()
@@ -145,7 +147,7 @@ class Callers:
             with self._changed:
                 if self.stopping or self.error is not None:
                     return None
-                if not self._paused:
+                if not self._paused and not (self._out and self._alone()):
                     ranges, likely = self._cut(most)
                     if ranges:
                         self._out |= dict.fromkeys(ranges, time.monotonic())

@@ -56,7 +56,7 @@ class FrequencyConfig(_Section):
 class MergeConfig(_Section):
     """How a push merges with what others pushed since its range was pulled; see `servers.merge`."""
 
-    rule: Literal["sum", "touches", "adagrad", "agreement"] = "sum"
+    rule: Literal["sum", "touches", "dense-touches", "adagrad", "agreement"] = "sum"
     power: Annotated[float, Field(gt=0)] = 1.0
     """`touches` divides a row's difference by 1 + touches of others, to this power."""
 
@@ -75,9 +75,15 @@ class ClusterConfig(_Section):
 
     parameter_servers: Annotated[int, Field(ge=1)] = 1
     workers: Annotated[int, Field(ge=1)] = 2
+    alone_samples: Annotated[int, Field(ge=0)] = 0
+    """Samples of the whole training during which workers take turns, one at a time: near their
+    random beginning embeddings all move alike, and what workers learn side by side overshoots."""
     flight: Annotated[int, Field(ge=1, le=16)] = 4
-    """Ranges that a worker is given at a time; while it learns one, it reads and pulls the next and
-    pushes the one before. More keep the cores busier; a save waits until a flight has landed."""
+    """Ranges that a worker is given at a time; while it learns one, it reads the next. More cost
+    less coordination; a save waits until a flight has landed."""
+    overlap: bool = False
+    """Whether a worker pulls the next range of a flight before it pushes the one that it learns.
+    It then need not wait for the servers, and learns each range without the one right before."""
     merge: MergeConfig = MergeConfig()
 
 

@@ -71,7 +71,12 @@ class Coordinator:
         self._owned_at = time.monotonic()
         self._lock = threading.RLock()  # guards the feed, the ledger and what callers share
         self._feed = Feed(source, config, ledger_lock=self._lock)
-        self._callers = Callers(self._feed, self._lock, enter=self._enter)
+        self._callers = Callers(
+            self._feed,
+            self._lock,
+            enter=self._enter,
+            alone=lambda: self._ledger.totals.samples < config.cluster.alone_samples,
+        )
         kafka = config.source.kafka
         topic = None if kafka is None or kafka.dead_letters is None else kafka.dead_letters.topic
         self._rejects = RejectLimit(
@@ -144,7 +149,10 @@ class Coordinator:
                 background=self._config.checkpoint.background,
             )
         function = RangeFunction(
-            self._state, batch_size=self._config.batch_size, flight=flight
+            self._state,
+            batch_size=self._config.batch_size,
+            flight=flight,
+            overlap=self._config.cluster.overlap,
         ).build()
         self._cluster = cluster
         self._runner = RangeRunner(cluster, function, floor=floor)

@@ -7,6 +7,7 @@ touched, all of them equal the sum.
 
     sum        delta                                  Downpour SGD (Dean et al. 2012)
     touches    delta / (1 + touches)^power            touches: pushes of others, counted per row
+    dense-touches  the same for dense weights alone   rows are summed
     adagrad    delta sqrt((s0 + ds) / (s + ds))       the step at the accumulator s as it is now
     agreement  delta / (1 + a)                        a: how often others have made this move
 
@@ -65,8 +66,13 @@ def outgoing(merge: MergeConfig, *, pulled: Parameter, learned: Parameter) -> Ch
 
 
 def counts_touches(merge: MergeConfig) -> bool:
-    """Whether the rule needs `touches`."""
+    """Whether the rule needs `touches` of rows."""
     return merge.rule == "touches"
+
+
+def counts_pushes(merge: MergeConfig) -> bool:
+    """Whether the rule needs `touches` of dense weights, which every push touches."""
+    return merge.rule in ("touches", "dense-touches")
 
 
 def reads_held(merge: MergeConfig) -> bool:
@@ -84,10 +90,10 @@ def incoming(
         change: What the worker sent.
         held: The server's rows as they are now; see `reads_held`.
         touches: [rows] float32, pushes of others that touched each row since it was pulled, counted
-            or expected; see `counts_touches`.
+            or expected; see `counts_touches` and `counts_pushes`. None where they do not count.
     """
     value = change.value
-    if touches is not None and merge.rule == "touches":
+    if touches is not None and merge.rule in ("touches", "dense-touches"):
         value = value / tf.pow(1.0 + touches, merge.power)[:, tf.newaxis]
     elif held is not None and change.accumulator is not None and merge.rule == "adagrad":
         now = tf.sqrt(held.accumulator + change.accumulator)

@@ -73,7 +73,8 @@ class ServerState(Variables):
         touches = {
             name: self.pull_rows(count, routes[name]) for name, count in self.touches.items()
         }
-        pushes = [count.read_value() for count in self.pushes] if self.touches else []
+        counted = merge.counts_pushes(self.rule)
+        pushes = [count.read_value() for count in self.pushes] if counted else []
         bank = None if self.bank is None else (*self.bank.pull(), self.step.read_value())
         return Pulled(routes, parameters, touches, pushes, bank)
 

@@ -17,6 +17,7 @@ import tensorflow as tf
 from models.contract import CorpusDraws, FeatureValue
 from models.features import column_arrays, feature_value, identities
 from pipeline.schema import InputError
+from streaming.servers.order import independent
 from streaming.worker.reader import register_function
 
 _DRAW_TOKEN = "headrace.draw_corpus"
@@ -142,6 +143,7 @@ def draw_corpus(
     outputs = tf.raw_ops.PyFunc(
         input=[topic, numbers, num, identity], token=_DRAW_TOKEN, Tout=types
     )
+    independent(outputs[0])
     own, drawn, *rest = outputs
     values = iter(rest)
     features = {

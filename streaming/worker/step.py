@@ -4,9 +4,10 @@ This is the function that the coordinator schedules. It runs on a worker; what i
 runs on the parameter servers. Between the two, mini-batches update a local copy of just the rows
 that the range touches, which is Downpour SGD's form of asynchrony (Dean et al. 2012).
 
-One call runs a *flight* of ranges. Each is a transaction of its own, but while one is learned the
-next is read and pulled, and the one before is pushed: else the cores would wait for the exchange.
-So a range does not see the push of the one right before it, as if two workers took turns.
+One call runs a *flight* of ranges. Each is a transaction of its own: while one is learned the next
+is read, and it is pulled once that one is pushed. With `overlap` it is pulled before, and the cores
+need not wait for the exchange; but then a range does not see the push of the one right before it,
+as if two workers took turns.
 """
 
 from __future__ import annotations
@@ -22,16 +23,14 @@ from pipeline.schema import SCENARIO, InputError
 from streaming.config import FrequencyConfig
 from streaming.servers import frequency as freq
 from streaming.servers.merge import Parameter
-from streaming.servers.order import independent
 from streaming.servers.push import Mark, PushOutcome
 from streaming.servers.state import Pulled, ServerState
 from streaming.servers.variables import Route, Shards
 from streaming.worker import negatives, reader
+from streaming.worker.copies import local_bank, local_copy, read_copy
 from streaming.worker.corpus import draw_corpus
-from streaming.worker.mini_batches import Handles, Learned, MiniBatches, compact_all
+from streaming.worker.mini_batches import Learned, MiniBatches, compact_all
 from streaming.worker.negatives import LocalBank, RangeNegatives
-
-_ANONYMOUS = "cd2c89b7-88b7-44c8-ad83-06c2a9158347"  # ResourceHandle::ANONYMOUS_NAME
 
 
 class Report(NamedTuple):
@@ -63,24 +62,51 @@ A loss_sum of NaN says that nothing of the range was pushed: what it had learned
 """
 
 
-class _Seen(NamedTuple):
-    """A range's samples, and what the estimator has to say of them.
+class _Sightings(NamedTuple):
+    """A range's buckets of the estimator.
 
     Attributes:
-        raw: Inputs as they were read.
-        num_samples: int64 scalar.
-        num_batches: int64 scalar.
-        probability: [num_samples], None without an estimator.
-        sightings: Where the range's buckets live, and what it adds to them; None without.
-        unseen: float32 scalar, samples whose candidate was never seen before; None without.
+        route: The servers where they live.
+        summary: What the range adds to them.
+        positions: Where in the summary the buckets of each distinct candidate are.
+        which: [num_samples] which of the distinct candidates each sample has.
     """
 
-    raw: Mapping[str, FeatureValue]
+    route: Route
+    summary: freq.Summary
+    positions: tf.Tensor
+    which: tf.Tensor
+
+
+class _Read(NamedTuple):
+    """A range as it was read: nothing of this was asked of a server.
+
+    Attributes:
+        mark: (slot, sequence), int64 scalars; the sequence is 0 if nothing may be learned.
+        counts: By `reader.COUNTS`.
+        detail: string scalar, see `Report`.
+        num_samples: int64 scalar.
+        num_batches: int64 scalar.
+        sightings: None without an estimator.
+        features: Encoded inputs; ids are row numbers of what is pulled.
+        corpus_probability: [num_samples] of a draw from the corpus to be the sample's candidate;
+            None without a corpus.
+        corpus: The range's draws, still without their probabilities in the stream; None without.
+        drawn: Identities of the draws, None without.
+        rows: The distinct rows to pull, per table.
+    """
+
+    mark: tuple[tf.Tensor, tf.Tensor]
+    counts: tf.Tensor
+    detail: tf.Tensor
     num_samples: tf.Tensor
     num_batches: tf.Tensor
-    probability: tf.Tensor | None
-    sightings: tuple[Route, freq.Summary] | None
-    unseen: tf.Tensor | None
+    sightings: _Sightings | None
+    features: Mapping[str, FeatureValue]
+    corpus_probability: tf.Tensor | None
+    corpus: CorpusSample | None
+    drawn: FeatureValue | None
+    rows: Mapping[str, tf.Tensor]
 
 
 def range_inputs(model: Model, frequency: FrequencyConfig) -> list[Input]:
@@ -92,23 +118,19 @@ def range_inputs(model: Model, frequency: FrequencyConfig) -> list[Input]:
 
 
 class _Ready(NamedTuple):
-    """A range that was read, with all that its mini-batches need.
+    """A range with all that its mini-batches need.
 
     Attributes:
-        mark: (slot, sequence), int64 scalars; the sequence is 0 if nothing may be learned.
-        read: What the reader counted, by `reader.COUNTS`.
-        detail: string scalar, see `Report`.
-        seen: Its samples.
-        features: Encoded inputs; ids are row numbers of what was pulled.
+        range: As it was read.
+        probability: [num_samples] of the candidates, None without an estimator.
+        unseen: float32 scalar, samples whose candidate was never seen before; None without.
         extra: Draws from the corpus.
         pulled: The state as it was before.
     """
 
-    mark: tuple[tf.Tensor, tf.Tensor]
-    read: tf.Tensor
-    detail: tf.Tensor
-    seen: _Seen
-    features: Mapping[str, FeatureValue]
+    range: _Read
+    probability: tf.Tensor | None
+    unseen: tf.Tensor | None
     extra: RangeNegatives
     pulled: Pulled
 
@@ -118,7 +140,7 @@ class _Ready(NamedTuple):
         parts = [self.pulled.parameters, self.pulled.touches, self.pulled.pushes, self.pulled.bank]
         return [
             part
-            for part in tf.nest.flatten([*parts, self.seen.probability])
+            for part in tf.nest.flatten([*parts, self.probability])
             if isinstance(part, tf.Tensor)
         ]
 
@@ -126,11 +148,14 @@ class _Ready(NamedTuple):
 class RangeFunction:
     """Builds the function that a worker runs for a flight of ranges."""
 
-    def __init__(self, state: ServerState, *, batch_size: int, flight: int = 1) -> None:
+    def __init__(
+        self, state: ServerState, *, batch_size: int, flight: int = 1, overlap: bool = False
+    ) -> None:
         self._state = state
         self._model = state.model
         self._batch_size = batch_size
         self._flight = flight
+        self._overlap = overlap
         self._mini_batches = MiniBatches(state.model, batch_size=batch_size)
         self._inputs = range_inputs(state.model, state.frequency)
         if state.frequency.per_scenario and state.model.corpus is not None:
@@ -156,63 +181,80 @@ class RangeFunction:
     def _run(self, marks: tf.Tensor, topics: tf.Tensor, numbers: tf.Tensor) -> Report:
         arguments = list(zip(*map(tf.unstack, (marks, topics, numbers)), strict=True))
         # The order in which the graph is built is the order in which the servers' variables are
-        # read and written: pull 0, pull 1, push 0, pull 2, push 1, ...
-        ready = [self._prepare(*arguments[0])]
+        # read and written: pull 0, push 0, pull 1, push 1, ...; or, with overlap, pull 0, pull 1,
+        # push 0, pull 2, push 1, ...
+        current = self._pull(self._read(*arguments[0]))
         reports: list[Report] = []
-        for place, current in enumerate(ready):
-            after = [reports[-1].counts] if reports else []
-            if place + 1 < self._flight:
-                before = reports[place - 1].sums if place else current.read
-                with tf.control_dependencies([before]):
-                    ready.append(self._prepare(*arguments[place + 1]))
-                after += ready[-1].arrived
-            reports.append(self._finish(current, after=after))
+        for following in arguments[1:]:
+            done = [reports[-1].counts] if reports else []
+            # One range is read ahead, not all at once.
+            with tf.control_dependencies(done or [current.range.counts]):
+                read = self._read(*following)
+                after = self._pull(read) if self._overlap else None
+            arrived = [] if after is None else [*done, *after.arrived]
+            reports.append(self._finish(current, after=arrived))
+            if after is None:
+                with tf.control_dependencies([reports[-1].counts]):
+                    after = self._pull(read)
+            current = after
+        reports.append(self._finish(current, after=[reports[-1].counts] if reports else []))
         return Report._make(tf.stack(parts) for parts in zip(*reports, strict=True))
 
-    def _prepare(self, mark: tf.Tensor, topics: tf.Tensor, numbers: tf.Tensor) -> _Ready:
-        """Reads a range and pulls what it needs."""
+    def _read(self, mark: tf.Tensor, topics: tf.Tensor, numbers: tf.Tensor) -> _Read:
+        """Reads a range, and finds what it needs of the servers."""
         topics, numbers = tf.identity(topics), tf.identity(numbers)  # not before they may
-        read, detail, raw = reader.read_range(topics, numbers, self._inputs)
-        num_samples = read[1]
+        counts, detail, raw = reader.read_range(topics, numbers, self._inputs)
+        num_samples = counts[1]
         num_batches = -(-num_samples // self._batch_size)
-        sightings, probability, unseen = self._frequencies(raw, num_batches)
-        seen = _Seen(raw, num_samples, num_batches, probability, sightings, unseen)
-        corpus_probability, corpus = self._draws(topics[0], numbers, seen)
         # A range that could not be read must not be marked: 0 is below every sequence number.
-        sequence = tf.where(tf.equal(read[0], reader.Status.OK), mark[1], tf.zeros_like(mark[1]))
-        features, corpus, used = compact_all(self._model.encode(raw), corpus, self._model)
-        return _Ready(
+        sequence = tf.where(tf.equal(counts[0], reader.Status.OK), mark[1], tf.zeros_like(mark[1]))
+        own, corpus, drawn = self._draws(topics[0], numbers, raw, num_batches)
+        features, corpus, rows = compact_all(self._model.encode(raw), corpus, self._model)
+        return _Read(
             mark=(mark[0], sequence),
-            read=read,
+            counts=counts,
             detail=detail,
-            seen=seen,
+            num_samples=num_samples,
+            num_batches=num_batches,
+            sightings=self._sightings(raw, num_batches),
             features=features,
-            extra=RangeNegatives(corpus_probability, corpus, None),
-            pulled=self._state.pull(used),
+            corpus_probability=own,
+            corpus=corpus,
+            drawn=drawn,
+            rows=rows,
+        )
+
+    def _pull(self, read: _Read) -> _Ready:
+        """Pulls what a range needs."""
+        probability, unseen = self._probability(read.sightings)
+        corpus = read.corpus
+        if corpus is not None and read.drawn is not None and self._state.gaps is not None:
+            likely = self._probability_of(read.drawn, self._state.gaps)
+            corpus = corpus._replace(sampling_probability=likely)
+        return _Ready(
+            range=read,
+            probability=probability,
+            unseen=unseen,
+            extra=RangeNegatives(read.corpus_probability, corpus, None),
+            pulled=self._state.pull(read.rows),
         )
 
     def _finish(self, ready: _Ready, *, after: Sequence[tf.Tensor]) -> Report:
         """Learns a range and pushes what it has changed."""
         learned, outcome = self._learn(ready, after=after)
-        num_batches = ready.seen.num_batches
-        counts = tf.concat([ready.read, [num_batches, outcome.applied, outcome.torn]], axis=0)
-        sums = tf.concat(
-            [
-                [learned.loss_sum],
-                _unseen(ready.seen),
-                [learned.bank_rows],
-                *learned.drift,
-            ],
-            axis=0,
+        read = ready.range
+        counts = [read.num_batches, outcome.applied, outcome.torn]
+        sums = [[learned.loss_sum], _unseen(ready), [learned.bank_rows], *learned.drift]
+        return Report(
+            tf.concat([read.counts, counts], axis=0), tf.concat(sums, axis=0), read.detail
         )
-        return Report(counts, sums, ready.detail)
 
-    def _frequencies(
+    def _sightings(
         self, raw: Mapping[str, FeatureValue], num_batches: tf.Tensor
-    ) -> tuple[tuple[Route, freq.Summary] | None, tf.Tensor | None, tf.Tensor | None]:
+    ) -> _Sightings | None:
         gaps, name = self._state.gaps, self._model.candidate_input
         if gaps is None or name is None:
-            return None, None, None
+            return None
         config = self._state.frequency
         scenario = raw[SCENARIO] if config.per_scenario else None
         buckets, which = freq.distinct_buckets(raw[name], config, scenario=scenario)
@@ -223,30 +265,41 @@ class RangeFunction:
             num_batches=num_batches,
             alpha=config.alpha,
         )
-        route = self._state.route(summary.buckets, gaps)
-        held = tf.gather(self._state.pull_rows(gaps, route), positions)
-        likely = tf.gather(freq.probability(held, config), which)
-        new = tf.gather(tf.cast(freq.never_seen(held), tf.float32), which)
-        return (route, summary), likely, tf.reduce_sum(new)
+        return _Sightings(self._state.route(summary.buckets, gaps), summary, positions, which)
+
+    def _probability(
+        self, sightings: _Sightings | None
+    ) -> tuple[tf.Tensor | None, tf.Tensor | None]:
+        """Returns the estimates of the samples' candidates, and how many were never seen."""
+        if sightings is None or self._state.gaps is None:
+            return None, None
+        config = self._state.frequency
+        held = self._state.pull_rows(self._state.gaps, sightings.route)
+        held = tf.gather(held, sightings.positions)
+        likely = tf.gather(freq.probability(held, config), sightings.which)
+        new = tf.gather(tf.cast(freq.never_seen(held), tf.float32), sightings.which)
+        return likely, tf.reduce_sum(new)
 
     def _draws(
-        self, topic: tf.Tensor, numbers: tf.Tensor, seen: _Seen
-    ) -> tuple[tf.Tensor | None, CorpusSample | None]:
-        """Returns the corpus' probability of each sample's candidate, and the range's draws."""
+        self,
+        topic: tf.Tensor,
+        numbers: tf.Tensor,
+        raw: Mapping[str, FeatureValue],
+        num_batches: tf.Tensor,
+    ) -> tuple[tf.Tensor | None, CorpusSample | None, FeatureValue | None]:
+        """Returns the corpus' probability of each sample's candidate, the draws and their ids."""
         draws = self._model.corpus
         if draws is None:
-            return None, None
-        own, drawn, raw = draw_corpus(
+            return None, None, None
+        own, probability, drawn = draw_corpus(
             topic,
             numbers,
-            num=draws.count * seen.num_batches,
-            identity=identities(seen.raw[draws.identity]),
+            num=draws.count * num_batches,
+            identity=identities(raw[draws.identity]),
             draws=draws,
         )
-        likely = None
-        if self._state.gaps is not None:
-            likely = self._probability_of(raw[draws.identity], self._state.gaps)
-        return own, CorpusSample(self._model.encode(raw), likely, drawn)
+        sample = CorpusSample(self._model.encode(drawn), None, probability)
+        return own, sample, drawn[draws.identity]
 
     def _probability_of(self, ids: tf.Tensor, gaps: Shards) -> tf.Tensor:
         """Returns the estimated probabilities of drawn ids, 0 for those never seen."""
@@ -258,24 +311,24 @@ class RangeFunction:
         return tf.gather(freq.probability(held, config, unseen=0.0), which)
 
     def _learn(self, ready: _Ready, *, after: Sequence[tf.Tensor]) -> tuple[Learned, PushOutcome]:
-        pulled, seen = ready.pulled, ready.seen
-        copies = {name: _local_copy(parameter) for name, parameter in pulled.parameters.items()}
-        bank = _local_bank(pulled)
+        pulled, read = ready.pulled, ready.range
+        copies = {name: local_copy(parameter) for name, parameter in pulled.parameters.items()}
+        bank = local_bank(pulled)
         progress = self._mini_batches.learn(
-            ready.features,
+            read.features,
             copies,
-            probability=seen.probability,
-            num_samples=seen.num_samples,
+            probability=ready.probability,
+            num_samples=read.num_samples,
             extra=ready.extra._replace(bank=bank),
         )
         # The copies change inside the loop, so they are read once it has run.
         with tf.control_dependencies([progress.loss_sum]):
             learned = {
-                name: _read(copies[name], before) for name, before in pulled.parameters.items()
+                name: read_copy(copies[name], before) for name, before in pulled.parameters.items()
             }
-            enqueued = self._enqueued(bank, seen.num_samples)
+            enqueued = self._enqueued(bank, read.num_samples)
         finite = _all_finite(learned)
-        slot, sequence = ready.mark
+        slot, sequence = read.mark
         with tf.control_dependencies(_present([*learned.values(), enqueued])):
             for handle in _present([*copies.values(), bank and bank.handles]):
                 tf.raw_ops.DestroyResourceOp(resource=handle)
@@ -283,9 +336,9 @@ class RangeFunction:
             Mark(slot, tf.where(finite, sequence, tf.zeros_like(sequence)), after),
             pulled=pulled,
             learned=learned,
-            sightings=seen.sightings,
-            enqueued=None if enqueued is None else (enqueued, seen.num_samples),
-            num_batches=seen.num_batches,
+            sightings=None if read.sightings is None else read.sightings[:2],
+            enqueued=None if enqueued is None else (enqueued, read.num_samples),
+            num_batches=read.num_batches,
         )
         loss = tf.where(finite, progress.loss_sum, float("nan"))
         return progress._replace(loss_sum=loss), outcome
@@ -302,48 +355,12 @@ def _all_finite(learned: Mapping[str, Parameter]) -> tf.Tensor:
     return tf.reduce_all(tf.math.is_finite(tf.stack(sums)))
 
 
-def _unseen(seen: _Seen) -> tf.Tensor:
+def _unseen(ready: _Ready) -> tf.Tensor:
     """Returns [2]: samples whose candidate was never seen before, of how many."""
-    if seen.unseen is None:
+    if ready.unseen is None:
         return tf.zeros([2])
-    return tf.stack([seen.unseen, tf.cast(seen.num_samples, tf.float32)])
+    return tf.stack([ready.unseen, tf.cast(ready.range.num_samples, tf.float32)])
 
 
 def _present(groups: list[tuple[tf.Tensor | None, ...] | None]) -> list[tf.Tensor]:
     return [tensor for group in groups for tensor in group or () if tensor is not None]
-
-
-def _local_copy(pulled: Parameter) -> Handles:
-    """Puts pulled values into new variables of this worker, where updates happen in place."""
-    if pulled.accumulator is None:
-        return Handles(_variable(pulled.value), None)
-    return Handles(_variable(pulled.value), _variable(pulled.accumulator))
-
-
-def _local_bank(pulled: Pulled) -> LocalBank | None:
-    if pulled.bank is None:
-        return None
-    rows, cursor, step = pulled.bank
-    return LocalBank._make([*[_variable(values) for values in rows], cursor, step])
-
-
-def _variable(value: tf.Tensor) -> tf.Tensor:
-    # By this name TensorFlow makes a variable of its own at each call: a try that was given up
-    # after a broken connection, and still runs, shares nothing with the one that follows it here.
-    handle = tf.raw_ops.VarHandleOp(
-        dtype=value.dtype, shape=tf.TensorShape(None), shared_name=_ANONYMOUS
-    )
-    independent(handle)
-    tf.raw_ops.AssignVariableOp(resource=handle, value=value)
-    return handle
-
-
-def _read(copy: Handles, pulled: Parameter) -> Parameter:
-    def now(handle: tf.Tensor, before: tf.Tensor) -> tf.Tensor:
-        after = tf.raw_ops.ReadVariableOp(resource=handle, dtype=tf.float32)
-        return tf.ensure_shape(after, before.shape)
-
-    value = now(copy.value, pulled.value)
-    if copy.accumulator is None or pulled.accumulator is None:
-        return Parameter(value, None)
-    return Parameter(value, now(copy.accumulator, pulled.accumulator))

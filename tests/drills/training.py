@@ -197,7 +197,12 @@ def _settings(directory: Path, bootstrap: str, rows: int, on_torn_push: str) -> 
                 "initial_gap": INITIAL_GAP,
             },
             "watch": {"stall_seconds": STALL_SECONDS},
-            "cluster": {"parameter_servers": SERVERS, "workers": WORKERS, "flight": FLIGHT},
+            "cluster": {
+                "parameter_servers": SERVERS,
+                "workers": WORKERS,
+                "flight": FLIGHT,
+                "overlap": True,
+            },
             "checkpoint": {"every_seconds": 1.0},
             "on_torn_push": on_torn_push,
         },

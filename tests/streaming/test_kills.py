@@ -63,7 +63,12 @@ class Run:
                 "batch_size": 50,
                 "batches_per_range": 4,
                 "watch": {"stall_seconds": 240},
-                "cluster": {"parameter_servers": 2, "workers": 2, "flight": 2},
+                "cluster": {
+                    "parameter_servers": 2,
+                    "workers": 2,
+                    "flight": 2,
+                    "overlap": True,
+                },
                 "checkpoint": {"every_seconds": 1.0},
             }
             | train,

@@ -50,7 +50,8 @@ class Schedule:
         batch_size: Samples per mini-batch.
         passes: Over the archive.
         seed: Of the parameters.
-        flight: Ranges that a worker is given at a time.
+        overlap: Whether a worker pulls a range before it pushes the one before.
+        alone_samples: How many samples workers learn in turns, before they learn side by side.
     """
 
     workers: int
@@ -59,7 +60,8 @@ class Schedule:
     batch_size: int
     passes: int
     seed: int
-    flight: int
+    overlap: bool
+    alone_samples: int
 
 
 def write_archive(samples: pa.Table, specification: Specification, folder: Path) -> None:
@@ -138,7 +140,8 @@ def _settings(
             "cluster": {
                 "parameter_servers": 1,
                 "workers": schedule.workers,
-                "flight": schedule.flight,
+                "overlap": schedule.overlap,
+                "alone_samples": schedule.alone_samples,
                 "merge": schedule.merge.model_dump(mode="json"),
             },
         },

@@ -19,7 +19,7 @@ from jobs.bench.staleness.simulate import Simulator
 from models.config import TwoTowerConfig
 from models.evaluate import evaluate_model
 from models.two_tower import TwoTower
-from streaming.config import ClusterConfig, FrequencyConfig, MergeConfig
+from streaming.config import FrequencyConfig, MergeConfig
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +55,7 @@ class Way:
 RULES: Final = (
     Way(name="sum", merge=MergeConfig()),
     Way(name="touches", merge=MergeConfig(rule="touches")),
+    Way(name="dense-touches", merge=MergeConfig(rule="dense-touches")),
     Way(name="adagrad", merge=MergeConfig(rule="adagrad")),
     Way(name="agreement", merge=MergeConfig(rule="agreement")),
 )
@@ -85,7 +86,8 @@ class Point:
 
     Attributes:
         dataset: On which data.
-        kind: `simulated`, `real`, or `real, flight 1` where a worker holds one range at a time.
+        kind: `simulated`, `real`, or `real, overlap` where a worker pulls a range before it pushes
+            the one before.
         way: How differences were merged.
         workers: How many.
         batches: Mini-batches between exchanges.
@@ -140,15 +142,13 @@ class Bench:
         simulator.run(ranges[alone:], workers=workers)
         return self._point("simulated", way, (workers, batches, seed), simulator.parameters())
 
-    def real(
-        self, way: Way, *, workers: int, batches: int, folder: Path, flight: int | None
-    ) -> Point:
-        """Trains a real cluster; a flight of None is the default."""
+    def real(self, way: Way, *, workers: int, batches: int, folder: Path, overlap: bool) -> Point:
+        """Trains a real cluster."""
         archive = folder / f"{self._dataset.name}-samples"
         if not archive.exists():
             write_archive(self._cut.training, self._dataset.specification, archive)
         trained = train(
-            folder / f"{self._dataset.name}-{way.name}-{workers}-{batches}-{flight}",
+            folder / f"{self._dataset.name}-{way.name}-{workers}-{batches}-{overlap}",
             archive,
             sections=(self._dataset.specification, self._model(way, workers), self._frequency),
             schedule=Schedule(
@@ -158,10 +158,11 @@ class Bench:
                 batch_size=self._batch_size,
                 passes=self._passes,
                 seed=_SEED,
-                flight=flight or ClusterConfig().flight,
+                overlap=overlap,
+                alone_samples=int(way.lone_share * self._passes * self._cut.training.num_rows),
             ),
         )
-        kind = "real" if flight is None else f"real, flight {flight}"
+        kind = "real, overlap" if overlap else "real"
         point = self._point(kind, way, (workers, batches, _SEED), trained.parameters)
         return dataclasses.replace(point, samples_per_second=trained.samples_per_second)
 
@@ -233,11 +234,13 @@ def points(bench: Bench, plan: Plan, folder: Path) -> Iterator[Point]:
                 yield bench.simulate(way, workers=workers, batches=batches, seed=seed)
     for batches, workers in itertools.product(plan.batches, plan.real_workers):
         for way in _ways(plan.real_ways, workers, batches):
-            yield bench.real(way, workers=workers, batches=batches, folder=folder, flight=None)
+            yield bench.real(way, workers=workers, batches=batches, folder=folder, overlap=False)
     for batches, workers in itertools.product(plan.batches, plan.real_workers):
         if batches == AIMED[1] and workers <= _TWIN_WORKERS:
-            # As the simulation is: a worker pulls a range when it has pushed the one before.
-            yield bench.real(RULES[0], workers=workers, batches=batches, folder=folder, flight=1)
+            # A worker that is stale by a range of its own.
+            yield bench.real(
+                RULES[0], workers=workers, batches=batches, folder=folder, overlap=True
+            )
 
 
 def _ways(ways: Sequence[Way], workers: int, batches: int) -> Sequence[Way]:

@@ -15,6 +15,7 @@ from rich.table import Table
 from jobs.bench.report import machine
 from jobs.bench.staleness.measure import CUTOFF, Point
 
+_OVERLAP = "real, overlap"
 AIM = 0.02
 """Quality at 8 workers is to be within this of one worker's."""
 
@@ -22,8 +23,8 @@ AIM = 0.02
 def reference(points: Sequence[Point], *, kind: str, dataset: str) -> float:
     """Returns the mean quality of one worker that is never stale, or as little as was measured.
 
-    A cluster's worker that holds several ranges is stale by its own; so clusters of any flight are
-    measured by one that holds one range, where there is such a point.
+    A worker whose pulls overlap its pushes is stale by its own ranges; so all clusters are measured
+    by one whose pulls do not, where there is such a point.
     """
     real = kind != "simulated"
     alone = [
@@ -33,8 +34,8 @@ def reference(points: Sequence[Point], *, kind: str, dataset: str) -> float:
     ]
     if not alone:
         return math.nan
-    least = min((p.kind == "real", p.batches) for p in alone)
-    return statistics.fmean(p.hit_rate for p in alone if (p.kind == "real", p.batches) == least)
+    least = min((p.kind == _OVERLAP, p.batches) for p in alone)
+    return statistics.fmean(p.hit_rate for p in alone if (p.kind == _OVERLAP, p.batches) == least)
 
 
 def quality_table(points: Sequence[Point], *, kind: str, dataset: str) -> Table:

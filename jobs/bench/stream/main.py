@@ -5,6 +5,7 @@ The same two-tower model on the same SYNTHETIC samples (Zipf items, ten-item his
   process   one process, samples in memory as tensors, variables in place: no cluster at all
   memory    the cluster (1 parameter server, 1 worker), samples in the worker's memory
   memory-2  the same with 2 workers
+  memory-overlap     the same with 1 worker and `train.cluster.overlap`
   archive   the cluster, samples from Parquet files
   kafka     the cluster, samples from a Kafka broker
   tfrs      stock TensorFlow Recommenders: `Model.fit` on batches cached in memory
@@ -49,9 +50,7 @@ Speeds = dict[tuple[int, str], list[Speed]]
 _CLUSTERS: dict[str, tuple[str, dict[str, int]]] = {
     "memory": ("memory", {"workers": 1}),
     "memory-2": ("memory", {"workers": 2}),
-    "memory-flight-1": ("memory", {"workers": 1, "flight": 1}),
-    "memory-flight-2": ("memory", {"workers": 1, "flight": 2}),
-    "memory-flight-4": ("memory", {"workers": 1, "flight": 4}),
+    "memory-overlap": ("memory", {"workers": 1, "overlap": True}),
     "archive": ("archive", {"workers": 1}),
     "kafka": ("kafka", {"workers": 1}),
 }
@@ -68,6 +67,7 @@ _RATIOS = [
     ("example_vs_consumer", "example", "consumer"),
     ("cluster_vs_process", "memory", "process"),
     ("cluster_2_workers_vs_process", "memory-2", "process"),
+    ("cluster_overlap_vs_process", "memory-overlap", "process"),
     ("kafka_vs_memory", "kafka", "memory"),
     ("archive_vs_memory", "archive", "memory"),
 ]

@@ -11,7 +11,7 @@ import tensorflow as tf  # isort: skip
 
 from streaming.servers.merge import Change, Parameter, incoming, outgoing
 
-RULES = ("sum", "touches", "adagrad", "agreement")
+RULES = ("sum", "touches", "dense-touches", "adagrad", "agreement")
 
 
 def rows(*values: list[float]) -> tf.Tensor:

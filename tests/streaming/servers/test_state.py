@@ -56,22 +56,27 @@ def table(state: ServerState) -> list[float]:
 
 @pytest.mark.parametrize("servers", [1, 2])
 @pytest.mark.parametrize(
-    ("rule", "both", "three"),
-    [("sum", 2.0, 3.0), ("touches", 1.5, 1.5 + 1 / 3), ("agreement", 1.5, 1.5 + 1 / 2.5)],
+    ("rule", "both", "three", "weight"),
+    [
+        ("sum", 2.0, 3.0, 3.0),
+        ("touches", 1.5, 1.5 + 1 / 3, 1.5 + 1 / 3),
+        ("dense-touches", 2.0, 3.0, 1.5 + 1 / 3),
+        ("agreement", 1.5, 1.5 + 1 / 2.5, 1.5 + 1 / 2.5),
+    ],
 )
-def test_workers_that_pulled_the_same_are_merged_by_the_rule(servers, rule, both, three):
+def test_workers_that_pulled_the_same_are_merged_by_the_rule(servers, rule, both, three, weight):
     state = make(rule, servers=servers)
     pulled = [pull(state, [4, 0]), pull(state, [1, 4]), pull(state, [5])]
     last = pull(state, [4])
     for slot, each in enumerate(pulled):
         push(state, each, slot=slot, sequence=1)
     np.testing.assert_allclose(table(state), [1.0, 1.0, 0.0, 0.0, both, 1.0])
-    np.testing.assert_allclose(state.weights["batches"].numpy(), [three], rtol=1e-6)
+    np.testing.assert_allclose(state.weights["batches"].numpy(), [weight], rtol=1e-6)
     push(state, last, slot=0, sequence=2)
     np.testing.assert_allclose(table(state)[4], three, rtol=1e-6)
 
 
-@pytest.mark.parametrize("rule", ["sum", "touches", "adagrad", "agreement"])
+@pytest.mark.parametrize("rule", ["sum", "touches", "dense-touches", "adagrad", "agreement"])
 def test_workers_one_after_the_other_add_up_under_every_rule(rule):
     state = make(rule, servers=2)
     for sequence in (1, 2, 3):
@@ -80,7 +85,7 @@ def test_workers_one_after_the_other_add_up_under_every_rule(rule):
     assert state.weights["batches"].numpy().tolist() == [3.0]
 
 
-@pytest.mark.parametrize("rule", ["sum", "touches", "adagrad", "agreement"])
+@pytest.mark.parametrize("rule", ["sum", "touches", "dense-touches", "adagrad", "agreement"])
 def test_a_push_that_comes_again_counts_once_and_is_no_touch(rule):
     state = make(rule, servers=2)
     first, other = pull(state, [0, 5]), pull(state, [0])

@@ -65,7 +65,16 @@ def run(function, *, slot: int, sequence: int, start: int, end: int) -> Report:
     return Report(*[values[0] for values in report])
 
 
-def make(model, source, tmp_path: Path, *, servers: int, batch_size: int = 8, flight: int = 1):
+def fly(function, ranges):
+    """Runs a flight of ranges, each in a slot of its own."""
+    function(
+        tf.constant([[slot, FLOOR + 1] for slot in range(len(ranges))], tf.int64),
+        tf.constant([["numbers", "numbers"]] * len(ranges)),
+        tf.constant([[0, start, end, 0, start, end] for start, end in ranges], tf.int64),
+    )
+
+
+def make(model, source, tmp_path: Path, *, servers: int, batch_size: int = 8, **flight: int):
     RangeReader(source, model.inputs, dead_letters=DeadLetterFiles(tmp_path / "dead")).register(
         "run"
     )
@@ -77,7 +86,7 @@ def make(model, source, tmp_path: Path, *, servers: int, batch_size: int = 8, fl
         num_slots=2,
         floor=FLOOR,
     )
-    return state, RangeFunction(state, batch_size=batch_size, flight=flight).build()
+    return state, RangeFunction(state, batch_size=batch_size, **flight).build()
 
 
 def table_of(state: ServerState, name: str) -> np.ndarray:
@@ -268,10 +277,11 @@ class Regression:
 
 @pytest.mark.parametrize("kind", ["sgd", "adagrad"])
 @pytest.mark.parametrize("servers", [1, 2])
-def test_a_range_equals_its_mini_batches_taken_one_by_one_in_numpy(tmp_path, kind, servers):
+@pytest.mark.parametrize("flight", [1, 2])
+def test_a_range_equals_its_mini_batches_taken_one_by_one_in_numpy(tmp_path, kind, servers, flight):
     model = Regression(kind)
     source = NumberSource()
-    state, function = make(model, source, tmp_path, servers=servers, batch_size=4)
+    state, function = make(model, source, tmp_path, servers=servers, batch_size=4, flight=flight)
     rows, weight = table_of(state, "rows").astype(float), state.weights["w"].numpy().astype(float)
     sums = {"rows": np.full((6, 2), 0.1), "w": np.full(2, 0.1)}
 
@@ -282,8 +292,12 @@ def test_a_range_equals_its_mini_batches_taken_one_by_one_in_numpy(tmp_path, kin
         return value - 0.1 * gradient / (np.sqrt(total) + 1e-7), total
 
     reader = RangeReader(source, model.inputs, dead_letters=DeadLetterFiles(tmp_path))
-    for number, (start, end) in enumerate([(0, 10), (10, 21)]):
-        run(function, slot=0, sequence=FLOOR + 1 + number, start=start, end=end)
+    ranges = [(0, 10), (10, 21)]
+    if flight == 2:
+        fly(function, ranges)
+    for number, (start, end) in enumerate(ranges):
+        if flight == 1:
+            run(function, slot=0, sequence=FLOOR + 1 + number, start=start, end=end)
         ids = read_now(reader, start, end)[2] % 6
         for begin in range(0, len(ids), 4):
             batch = ids[begin : begin + 4]
@@ -295,3 +309,20 @@ def test_a_range_equals_its_mini_batches_taken_one_by_one_in_numpy(tmp_path, kin
             weight, sums["w"] = update(weight, sums["w"], weight_gradient)
     np.testing.assert_allclose(table_of(state, "rows"), rows, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(state.weights["w"].numpy(), weight, rtol=1e-4, atol=1e-6)
+
+
+def test_with_overlap_a_range_is_learned_without_the_one_right_before(tmp_path):
+    ranges = [(0, 12), (12, 20)]
+
+    def learned(*ranges: tuple[int, int], **flight: int) -> np.ndarray:
+        state, function = make(
+            Regression("sgd"), NumberSource(), tmp_path, servers=1, batch_size=4, **flight
+        )
+        initial = np.append(table_of(state, "rows"), state.weights["w"].numpy())
+        fly(function, ranges)
+        return np.append(table_of(state, "rows"), state.weights["w"].numpy()) - initial
+
+    alone = [learned(each, flight=1) for each in ranges]
+    both = learned(*ranges, flight=2, overlap=True)
+    np.testing.assert_allclose(both, alone[0] + alone[1], rtol=1e-4, atol=1e-6)
+    assert np.abs(learned(*ranges, flight=2) - both).max() > 1e-3
