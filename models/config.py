@@ -35,6 +35,9 @@ class BankConfig(_Section):
     warm_up_steps: Annotated[int, Field(ge=0)] = 4_000
     """Filled from the first mini-batch on, used from this one on: a run must be longer than this
     (`train/bank_rows` tells what is used). The paper waited for 40,000."""
+    joint: bool = False
+    """Whether candidates learn from one softmax with the bank, as published. Otherwise queries do,
+    and candidates learn as if the bank were not there; see `models.negatives`."""
 
 
 class NegativesConfig(_Section):

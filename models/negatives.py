@@ -3,6 +3,12 @@
 Every source's rows are `Candidates`: a vector, an identity, and how likely a draw from the stream
 and a draw from the corpus is to be that item. `mixed_softmax` counts the draws, so that each row is
 corrected for the mixture that it is part of (`models.corrections`).
+
+A bank's rows cannot move: nobody learns from being a negative there. In one softmax over both they
+take the push from the candidates of the mini-batch, to whom M rows beside B leave B / (B + M) of
+it, while the pull on positives stays; what was meant to be far apart drifts together, however fresh
+the rows are. So by default a loss with a bank is of two parts: queries learn from the softmax over
+all, candidates from the softmax without the bank. `joint` is the published form (Wang et al. 2021).
 """
 
 from __future__ import annotations
@@ -29,6 +35,7 @@ class Sources(NamedTuple):
         corpus: Draws from the corpus, or None.
         bank: Rows of the bank, or None.
         hard: Hard negatives, or None.
+        joint: Whether candidates learn from the softmax over the bank, too.
     """
 
     batch: Candidates
@@ -36,6 +43,7 @@ class Sources(NamedTuple):
     corpus: Candidates | None = None
     bank: Candidates | None = None
     hard: HardNegatives | None = None
+    joint: bool = False
 
 
 def stream_probability(inclusion: tf.Tensor | None, *, sampling: Sampling) -> tf.Tensor | None:
@@ -67,6 +75,29 @@ def mixed_softmax(
     """
     if not masked:
         sources = _without_identities(sources)
+
+    def softmax(query: tf.Tensor, sources: Sources) -> tf.Tensor:
+        return _softmax(query, sources, reward=reward, logq=logq, inclusion=inclusion)
+
+    if sources.bank is None or sources.joint:
+        return softmax(query, sources)
+    by_candidates = softmax(tf.stop_gradient(query), sources._replace(bank=None))
+    by_queries = softmax(query, tf.nest.map_structure(_fixed, sources))
+    return by_queries + by_candidates - tf.stop_gradient(by_candidates)
+
+
+def _fixed(part: object) -> object:
+    return tf.stop_gradient(part) if isinstance(part, tf.Tensor) else part
+
+
+def _softmax(
+    query: tf.Tensor,
+    sources: Sources,
+    *,
+    reward: tf.Tensor,
+    logq: LogQ,
+    inclusion: tf.Tensor | None,
+) -> tf.Tensor:
     batch = sources.batch
     in_batch = tf.maximum(tf.size(batch.identity) - 1, 1) if sources.in_batch else 0
     num_stream = in_batch + (0 if sources.bank is None else tf.size(sources.bank.identity))

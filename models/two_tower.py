@@ -236,6 +236,7 @@ class TwoTower:
                 self._corpus_candidates(sampling, tables, weights),
                 sampling.bank,
                 self._hard_negatives(features, tables, weights),
+                joint=self.config.negatives.bank is not None and self.config.negatives.bank.joint,
             ),
             reward=features[REWARD],
             logq=self.config.logq,

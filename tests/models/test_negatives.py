@@ -135,7 +135,7 @@ def test_a_hit_weighs_nothing_in_any_source() -> None:
         assert float(found) == pytest.approx(expected, abs=1e-6)
 
 
-def test_gradients_reach_all_sources_but_the_bank() -> None:
+def test_gradients_of_the_joint_form_reach_all_sources_but_the_bank() -> None:
     random = np.random.default_rng(3)
     share = np.full(9, 1 / 9)
     batch, corpus, bank = (
@@ -153,6 +153,7 @@ def test_gradients_reach_all_sources_but_the_bank() -> None:
             corpus=corpus._replace(vectors=variables[2]),
             bank=bank._replace(vectors=variables[4]),
             hard=hard._replace(vectors=variables[3]),
+            joint=True,
         )
         return mixed_softmax(variables[0], sources, **settings)
 
@@ -172,6 +173,35 @@ def test_gradients_reach_all_sources_but_the_bank() -> None:
                 expected[place] += sign * float(loss()) / 2e-2
                 variables[side] = originals[side]
         np.testing.assert_allclose(gradients[side], expected, atol=2e-3)
+
+
+def test_queries_learn_from_the_bank_and_candidates_as_if_it_were_not_there() -> None:
+    random = np.random.default_rng(3)
+    share = np.full(9, 1 / 9)
+    batch, corpus, bank = (
+        rows(random, np.array(ids), stream=share, corpus=share)
+        for ids in ([0, 1], [2, 3, 0], [4, 5])
+    )
+    hard = HardNegatives(tf.ones([1, DIM]), tf.constant([6], tf.int64), tf.constant([1], tf.int64))
+    query = tf.constant(random.normal(size=(2, DIM)), tf.float32)
+    learned = [query, batch.vectors, corpus.vectors, hard.vectors]
+    settings = {"reward": tf.ones(2), "logq": "all", "inclusion": None, "masked": True}
+
+    def gradients(bank: Candidates | None, *, joint: bool) -> tuple[float, list[np.ndarray]]:
+        sources = Sources(batch, corpus=corpus, bank=bank, hard=hard, joint=joint)
+        with tf.GradientTape() as tape:
+            tape.watch(learned)
+            loss = mixed_softmax(query, sources, **settings)
+        return float(loss), [each.numpy() for each in tape.gradient(loss, learned)]
+
+    loss, found = gradients(bank, joint=False)
+    with_bank, joint = gradients(bank, joint=True)
+    _, without = gradients(None, joint=False)
+    assert loss == pytest.approx(with_bank, rel=1e-6)
+    np.testing.assert_allclose(found[0], joint[0], rtol=1e-5)
+    for place in (1, 2, 3):
+        np.testing.assert_allclose(found[place], without[place], rtol=1e-5)
+        assert np.abs(found[place] - joint[place]).max() > 1e-3
 
 
 def test_a_hard_negative_is_one_of_its_own_row_only() -> None:

@@ -45,8 +45,8 @@ class Variant:
     warm_up_passes: int = 1
 
 
-def _bank(size: int) -> dict[str, Any]:
-    return {"logq": "all", "negatives": {"bank": {"size": size}}}
+def _bank(size: int, *, joint: bool = False) -> dict[str, Any]:
+    return {"logq": "all", "negatives": {"bank": {"size": size, "joint": joint}}}
 
 
 VARIANTS: Final = (
@@ -56,6 +56,7 @@ VARIANTS: Final = (
     Variant(name="positive-excluded", model={"logq": "positive-excluded"}),
     Variant(name="mns", model={"logq": "negatives", "negatives": {"corpus": _CORPUS}}),
     Variant(name="cbns", model=_bank(_BANK_SIZE)),
+    Variant(name="cbns, joint", model=_bank(_BANK_SIZE, joint=True)),
     Variant(
         name="mixed",
         model={
@@ -78,7 +79,8 @@ VARIANTS: Final = (
     Variant(name="cbns, no warm-up", model=_bank(_BANK_SIZE), settings_of="cbns", warm_up_passes=0),
 )
 """In the order of the tables. `mns` is the published form: negatives corrected by the mixture; the
-others' bank and mixture correct the positive too, as CBNS and Yi et al. do."""
+others' bank and mixture correct the positive too, as CBNS and Yi et al. do. `cbns, joint` is the
+published form of a bank's loss; the others' candidates learn from the mini-batch alone."""
 
 
 def model_config(
