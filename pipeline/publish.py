@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -13,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
+from kafka.admin import ConfigResource
 from kafka.errors import (
     InvalidTimestampError,
     KafkaConfigurationError,
@@ -34,6 +37,10 @@ _BATCH_BYTES: Final = 256 << 10
 _LINGER_MS: Final = 20
 _MAX_UNACKNOWLEDGED: Final = 1024
 _NO_ERROR: Final = 0
+_RETENTION: Final = "retention.ms"
+_LONGEST_RETENTION: Final = 100 * 365 * 86_400_000  # no history is older
+
+logger = logging.getLogger(__name__)
 
 
 class PublishConfig(BrokerConnection):
@@ -96,6 +103,7 @@ def publish(
     files = sorted(sample_files(config.directory), key=lambda file: (file.day, file.part))
     total = sum(file.rows for file in files)
     counts = [PartitionCount(number) for number in range(_prepare_topic(config))]
+    _warn_of_retention(config, files)
     sent = 0
     with _sender(config) as send:
         for number, samples in _cut(files, schema, config.samples_per_record, len(counts)):
@@ -199,6 +207,32 @@ def _prepare_topic(config: PublishConfig) -> int:
     return len(places)
 
 
+def _warn_of_retention(config: PublishConfig, files: Sequence[SampleFile]) -> None:
+    """Brokers judge records by their time, which is that of their samples: history is old."""
+    with _failing_as(config, "asking for the topic's retention"):
+        admin = KafkaAdminClient(**config.client_options())
+        try:
+            found = admin.describe_configs([ConfigResource("topic", config.topic)])
+        finally:
+            admin.close()
+    retention = int(found["topic"][config.topic][_RETENTION]["value"])
+    if not 0 <= retention < _LONGEST_RETENTION:
+        return
+    begin = datetime.now(UTC) - timedelta(milliseconds=retention)
+    early = sorted({file.day for file in files if file.day < begin.date().isoformat()})
+    if early:
+        logger.warning(
+            "topic %s has %s=%d: its broker will delete samples of %s to %s, %d days, for their"
+            " age; set it to -1 to keep a history",
+            config.topic,
+            _RETENTION,
+            retention,
+            early[0],
+            early[-1],
+            len(early),
+        )
+
+
 def _create(config: PublishConfig, admin: KafkaAdminClient) -> int:
     if config.create_partitions is None:
         raise InputError(
@@ -209,7 +243,7 @@ def _create(config: PublishConfig, admin: KafkaAdminClient) -> int:
     wanted = {
         "num_partitions": config.create_partitions,
         # Retention looks at time stamps: a default of days would delete a replayed history at once.
-        "configs": {"retention.ms": "-1"},
+        "configs": {_RETENTION: "-1"},
     }
     admin.create_topics({config.topic: wanted}, wait_for_metadata=True)
     return config.create_partitions

@@ -7,8 +7,8 @@ its range in flight is retried and counts once. After the loss of the coordinato
 server, training resumes from a checkpoint in which every sample before the ledger was applied once
 and none after it. A push that a crash cut in the middle is detected and, by `on_torn_push`,
 answered with a restore (default) or counted. Records that cannot be decoded go to a dead-letter
-file with their offset and reason and are counted, as are records that the broker deleted before
-they were read; past a set share of rejects the trainer stops.
+topic or file with their offset and reason and are counted, as are records that the broker deleted
+before they were read; past a set share of rejects the trainer stops.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from pipeline.schema import InputError, SchemaMismatchError
 from pipeline.topics.connection import BrokerUnavailableError
 from streaming.source import Range
 from streaming.sources.kafka import KafkaSource, KafkaSourceConfig
+from tests.kafka.topics import create
 from tests.sample_folder import write_samples
 
 SCHEMA = pa.schema([("user_id", pa.int64()), ("item_id", pa.int64())])
@@ -75,6 +76,22 @@ def test_the_created_topic_keeps_its_records_for_ever(folder: Path, kafka: str, 
     found = admin.describe_configs([ConfigResource("topic", topic)], config_filter="all")
     admin.close()
     assert found["topic"][topic]["retention.ms"]["value"] == "-1"
+
+
+@pytest.mark.kafka
+def test_samples_that_the_topics_retention_would_delete_are_warned_of(
+    folder: Path, kafka: str, topic: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    admin = KafkaAdminClient(bootstrap_servers=kafka)
+    create(admin, topic, 2, retention_ms="86400000")
+    create(admin, f"{topic}-kept", 2, retention_ms="-1")
+    admin.close()
+    publish(settings(folder, kafka, f"{topic}-kept"), SCHEMA)
+    assert not caplog.messages
+    publish(settings(folder, kafka, topic), SCHEMA)
+    (warning,) = caplog.messages
+    assert f"topic {topic} has retention.ms=86400000" in warning
+    assert "delete samples of 2026-01-01 to 2026-01-02, 2 days" in warning
 
 
 @pytest.mark.kafka
