@@ -37,8 +37,9 @@ test: $(STAMP) kafka ## all tests, a real Apache Kafka included; make test ARGS=
 demo: $(STAMP) ## MovieLens-100K through every part: logs, samples, cluster, export, query, report
 	@$(BIN)/python -m jobs.main demo $(ARGS)
 
-bench: $(STAMP) kafka ## all benchmarks; tables here, JSON files in build/bench
-	@for name in samples stream; do
+bench: $(STAMP) kafka ## all benchmarks, which takes hours; tables here, JSON files in build/bench
+	@names=$$($(BIN)/python -c 'from jobs.bench.main import BENCHMARKS; print(*BENCHMARKS)')
+	for name in $$names; do
 		$(BIN)/python -m jobs.main bench $$name --out $(BENCH)/$$name.json
 	done
 

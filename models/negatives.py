@@ -76,8 +76,11 @@ def mixed_softmax(
     if not masked:
         sources = _without_identities(sources)
 
+    alone = sources.in_batch and sources.corpus is None and sources.bank is None
+
     def softmax(query: tf.Tensor, sources: Sources) -> tf.Tensor:
-        return _softmax(query, sources, reward=reward, logq=logq, inclusion=inclusion)
+        published = inclusion if alone else None
+        return _softmax(query, sources, reward=reward, logq=logq, inclusion=published)
 
     if sources.bank is None or sources.joint:
         return softmax(query, sources)
@@ -98,16 +101,16 @@ def _softmax(
     logq: LogQ,
     inclusion: tf.Tensor | None,
 ) -> tf.Tensor:
+    """Returns the loss; `inclusion` is what form `all` takes as it is, None for expected counts."""
     batch = sources.batch
     in_batch = tf.maximum(tf.size(batch.identity) - 1, 1) if sources.in_batch else 0
     num_stream = in_batch + (0 if sources.bank is None else tf.size(sources.bank.identity))
     num_corpus = 0 if sources.corpus is None else tf.size(sources.corpus.identity)
-    alone = sources.in_batch and sources.corpus is None and sources.bank is None
 
     def correction(rows: Candidates) -> tf.Tensor | None:
         if logq == "none":
             return None
-        if logq == "all" and alone:
+        if logq == "all" and inclusion is not None:
             return tf.math.log(inclusion)
         return log_expected_count(
             rows.probability,

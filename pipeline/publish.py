@@ -209,13 +209,7 @@ def _prepare_topic(config: PublishConfig) -> int:
 
 def _warn_of_retention(config: PublishConfig, files: Sequence[SampleFile]) -> None:
     """Brokers judge records by their time, which is that of their samples: history is old."""
-    with _failing_as(config, "asking for the topic's retention"):
-        admin = KafkaAdminClient(**config.client_options())
-        try:
-            found = admin.describe_configs([ConfigResource("topic", config.topic)])
-        finally:
-            admin.close()
-    retention = int(found["topic"][config.topic][_RETENTION]["value"])
+    retention = _retention(config)
     if not 0 <= retention < _LONGEST_RETENTION:
         return
     begin = datetime.now(UTC) - timedelta(milliseconds=retention)
@@ -231,6 +225,27 @@ def _warn_of_retention(config: PublishConfig, files: Sequence[SampleFile]) -> No
             early[-1],
             len(early),
         )
+
+
+def _retention(config: PublishConfig) -> int:
+    """Returns the topic's retention in milliseconds, -1 without one, or where it is not to be known.
+
+    It may be the broker's own. Who may write a topic need not be allowed to ask.
+    """
+    try:
+        admin = KafkaAdminClient(**config.client_options())
+        try:
+            resource = ConfigResource("topic", config.topic)
+            found = admin.describe_configs([resource], config_filter="all")["topic"][config.topic]
+            settings = {name: entry["value"] for name, entry in found.items()}
+            by_event_time = settings["message.timestamp.type"] == "CreateTime"
+            deletes = "delete" in settings["cleanup.policy"] and by_event_time
+            return int(settings[_RETENTION]) if deletes else -1
+        finally:
+            admin.close()
+    except (KafkaError, KeyError, ValueError) as error:
+        logger.debug("the retention of topic %s is not known: %r", config.topic, error)
+        return -1
 
 
 def _create(config: PublishConfig, admin: KafkaAdminClient) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import tensorflow as tf
 
 from pipeline.schema import InputError
@@ -20,8 +21,6 @@ from streaming.worker.step import COUNTS, SUMS
 logger = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 0.5
-_OUTAGE_SECONDS = 10.0
-_SUSPICIOUS = 2  # losses after which the ranges of a flight are tried one by one
 _FATAL = 5
 # What the loss of a worker, or of the way to it, looks like. Anything else would only come again.
 PASSING = (
@@ -58,44 +57,29 @@ class _Place(NamedTuple):
         return _Place((self.mark[0], 0), ("", ""), (0,) * len(self.numbers))
 
 
-class _Losses:
-    """The workers that were lost with a flight.
+class Marks(Protocol):
+    """The part of `servers.state.ServerState` that tells of ranges which did not come back."""
+
+    def tried(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns [slots, 2] numbers and tries, and [slots] the last number begun to push."""
+
+    def withdraw(self, slot: int, sequence: int) -> int:
+        """Sees that a push that has come to no server never counts; returns to how many it has."""
+
+
+@dataclasses.dataclass(slots=True)
+class _Flight:
+    """Ranges that are out together.
 
     Attributes:
-        lost: Places of which a try was lost: nobody knows what of them was applied.
+        ranges: The ranges.
+        places: Where each stands in the call; those that are left are empty.
+        answers: Tries of all of them that came back.
     """
 
-    def __init__(self, lost: set[int] | None = None) -> None:
-        self.lost = lost or set()
-        self._count = 0
-        self._finished = -1
-        self._at = -math.inf
-
-    def add(self, tried: Sequence[int], *, finished: int, now: float) -> None:
-        """Notes a loss; it counts against the flight if the cluster got on since the last one.
-
-        A cluster that is cut off loses a range on one worker after the other, in a moment and with
-        nothing finished between.
-        """
-        self.lost |= set(tried)
-        if finished != self._finished or now - self._at > _OUTAGE_SECONDS:
-            self._count += 1
-        self._finished, self._at = finished, now
-
-    @property
-    def suspicious(self) -> bool:
-        """Whether ranges are tried one by one, to see which of them it is."""
-        return self._count >= _SUSPICIOUS
-
-    def check(self, ranges: Sequence[Range]) -> None:
-        """Raises if one range has lost too many workers."""
-        if self._count >= _FATAL and len(ranges) == 1:
-            raise InputError(
-                f"{ranges[0]}: {self._count} workers were lost while they had it; expected at most"
-                f" {_FATAL - 1}: see why they end (memory? a decoder that crashes?), and give them"
-                " more memory, lower train.batches_per_range, or pass over the range with"
-                " `headrace offsets`"
-            )
+    ranges: Sequence[Range]
+    places: Sequence[_Place]
+    answers: int = 0
 
 
 class RangeRunner:
@@ -105,12 +89,13 @@ class RangeRunner:
     slot and sequence number, and the parameter servers apply what they have not.
     """
 
-    def __init__(self, cluster: Cluster, function: Any, *, floor: int) -> None:
+    def __init__(self, cluster: Cluster, function: Any, *, marks: Marks, floor: int) -> None:
         """Prepares runs with sequence numbers above `floor`."""
         self._cluster = cluster
         self._function = function
+        self._marks = marks
         self._sequences = itertools.count(floor + 1)
-        self._finished = 0  # flights of all threads; a count that is off by one does no harm
+        self._out: dict[Sequence[int], _Flight] = {}  # by the slots, each caller's own
 
     def run(
         self,
@@ -128,40 +113,71 @@ class RangeRunner:
             ranges: So many or fewer.
             likely: The range that probably follows on the same worker.
             failed: Whether the run has failed elsewhere, so that trying again is in vain.
-            leaving: Whether ranges that cannot be read, and have lost no try, are given up.
+            leaving: Whether ranges that cannot be read, and were not pushed either, are given up.
 
         Returns:
             COUNTS and SUMS by name, and the worker, of each range; None for one given up.
 
         Raises:
-            InputError: If the stream is not what it should be, or one range loses many workers.
+            InputError: If the stream is not what it should be.
             RestartNeededError: If a parameter server was lost.
         """
-        places = self._places(slots, ranges, likely)
+        flight = _Flight(ranges, self._places(slots, ranges, likely))
+        self._out[slots] = flight
         reports: dict[int, _Report] = {}
-        losses, todo = _Losses(), list(range(len(ranges)))
+        todo = list(range(len(ranges)))
         while todo:
-            tried = todo[:1] if losses.suspicious else todo
             try:
-                found = self._fetch(places, tried)
+                found = self._fetch(flight.places, todo)
             except tf.errors.OpError as error:
                 if failed() or not _is_passing(error):
                     raise
-                losses.add(tried, finished=self._finished, now=time.monotonic())
-                losses.check([ranges[place] for place in tried])
-                logger.warning("%s is tried again: %s", ranges[tried[0]], type(error).__name__)
+                logger.warning("%s is tried again: %s", ranges[todo[0]], type(error).__name__)
                 time.sleep(_RETRY_SECONDS)
                 continue
+            flight.answers += 1
             reports |= _read(found, ranges)
             todo = [place for place in todo if place not in reports]
-            if reports.keys() >= set(tried):
-                losses = _Losses(losses.lost)  # what was tried was not it
-                continue
-            if leaving():
-                todo = [place for place in todo if place in losses.lost]
+            if todo and leaving():
+                # A worker that was lost may have pushed before, and TensorFlow did not tell.
+                todo = [place for place in todo if self._withdraw(flight.places[place])]
             time.sleep(_RETRY_SECONDS if todo else 0)
-        self._finished += 1
+        del self._out[slots]
         return [reports.get(n) for n in range(len(ranges))]
+
+    def check_losses(self) -> None:
+        """Sees that no range ends the workers that have it, one after the other.
+
+        TensorFlow hands the call of a lost worker to another one and does not tell, so what is
+        counted is that workers began a range, and that it was neither answered nor pushed.
+
+        Raises:
+            InputError: If one has lost too many.
+        """
+        try:
+            tries, pushed = self._marks.tried()
+        except PASSING:  # a server was lost: a call will say so
+            return
+        for flight in list(self._out.values()):
+            suspects = []
+            for wanted, place in zip(flight.ranges, flight.places, strict=False):
+                slot, sequence = place.mark
+                lost = tries[slot][1] - flight.answers - 1  # one may be at it
+                if tries[slot][0] == sequence > pushed[slot] and lost >= _FATAL:
+                    suspects.append(str(wanted))
+            if suspects:
+                raise InputError(
+                    f"{' or '.join(suspects)}: {_FATAL} workers were lost while they had it;"
+                    f" expected at most {_FATAL - 1}: see why they end (memory? a decoder that"
+                    " crashes?), and give them more memory, lower train.batches_per_range, or pass"
+                    " over the range with `headrace offsets`"
+                )
+
+    def _withdraw(self, place: _Place) -> int:
+        try:
+            return self._marks.withdraw(*place.mark)
+        except PASSING as error:
+            raise RestartNeededError(f"a parameter server does not answer: {error}") from error
 
     def _fetch(self, places: Sequence[_Place], tried: Sequence[int]) -> dict[int, _Report]:
         """Runs some places of a flight once."""

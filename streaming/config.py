@@ -46,7 +46,8 @@ class FrequencyConfig(_Section):
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.01
     """Weight of a new gap: about 1 / (sightings that an estimate remembers)."""
     initial_gap: Annotated[float, Field(ge=1)] = 100.0
-    """Mean gap, in mini-batches, of an item until it is seen twice; about items / batch_size.
+    """Mean gap, in mini-batches, of an item until it is seen twice; about items / batch_size. As
+    mini-batches pass without the item it grows with them, up to ten times as long.
     `train/unseen_share` is the share of samples whose item was never seen before."""
     per_scenario: bool = False
     """Whether an item's probability is estimated in each scenario for itself. Only with negatives

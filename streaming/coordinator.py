@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 _TICK_SECONDS = 0.2
 _OWNER_SECONDS = 1.0
-_CALLS_PER_WORKER = 1
+_LOSSES_SECONDS = 5.0
 _FIRST_STALLS = 3
 
 
@@ -68,7 +68,7 @@ class Coordinator:
         self._run_name = reader.run_name(config, fingerprints)
         self._outlets: list[Outlet] = []
         self._learned = False
-        self._owned_at = time.monotonic()
+        self._owned_at = self._looked_at = time.monotonic()
         self._lock = threading.RLock()  # guards the feed, the ledger and what callers share
         self._feed = Feed(source, config, ledger_lock=self._lock)
         self._callers = Callers(
@@ -132,7 +132,7 @@ class Coordinator:
         self._pulse.progressed()
         self._pulse.connected = True
         flight = self._config.cluster.flight
-        self._num_callers = len(self._topology.workers) * _CALLS_PER_WORKER
+        self._num_callers = len(self._topology.workers)
         with self._pulse.busy("making the variables"):
             self._state = ServerState(
                 self._model,
@@ -155,7 +155,7 @@ class Coordinator:
             overlap=self._config.cluster.overlap,
         ).build()
         self._cluster = cluster
-        self._runner = RangeRunner(cluster, function, floor=floor)
+        self._runner = RangeRunner(cluster, function, marks=self._state, floor=floor)
 
     def _begin(self) -> None:
         """Goes back to where the newest checkpoint stands, or makes the first one.
@@ -207,8 +207,12 @@ class Coordinator:
         self._pulse.beat()
         if self._callers.error is not None:
             raise self._callers.error
-        self._rejects.check(self._ledger.totals)
+        with self._lock:
+            self._rejects.check(self._ledger.totals)
         self._check_progress()
+        if now - self._looked_at >= _LOSSES_SECONDS:
+            self._looked_at = now
+            self._runner.check_losses()
         if self._telemetry.due(now):
             self._tell()
         self._check_owner(now)

@@ -1,1 +1,1 @@
-"""Benchmarks, one module each, run by `headrace bench NAME`; `report` prints and writes them."""
+"""Benchmarks, run by `headrace bench NAME`: a module or a package each; `report` is common."""

@@ -16,7 +16,6 @@ All of it by the functions that workers and servers run: `summarise` and `compos
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +25,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from jobs.bench.report import Cell, write_report
+from jobs.bench.report import Cell, bench_parser, write_report
 from jobs.settings import EXIT_DONE
 from streaming.config import FrequencyConfig
 from streaming.servers import frequency as freq
@@ -127,7 +126,9 @@ class Estimator:
     def estimate(self, items: np.ndarray) -> np.ndarray:
         """Returns the probabilities of items as the server has them now."""
         gaps = tf.constant(self.gaps[self.buckets[:, items]])
-        return freq.probability(gaps, self._config, unseen=0.0).numpy()
+        return freq.probability(
+            gaps, self._config, clock=tf.constant(self.clock), unseen=0.0
+        ).numpy()
 
     def learn(self, batches: np.ndarray) -> freq.Summary:
         """Returns a range's summary, as a worker makes it."""
@@ -185,19 +186,13 @@ def errors_at(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark."""
-    parser = argparse.ArgumentParser(
-        prog="headrace bench estimator",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--out", type=Path, help="JSON file for the results")
+    parser = bench_parser("estimator", __doc__)
     parser.add_argument("--plot", type=Path, help="PNG file for the curves")
     parser.add_argument("--steps", type=int, default=_STEPS, help="mini-batches of a simulation")
     arguments = parser.parse_args(argv)
     rows, curves = _simulations(arguments.steps)
     rows += _asynchrony(arguments.steps)
-    cost = step_cost()
-    write_report("estimator (synthetic)", rows, ratios=cost, out=arguments.out)
+    write_report("estimator (synthetic)", rows, costs=step_cost(), out=arguments.out)
     if arguments.plot is not None:
         plot(curves, arguments.plot)
     return EXIT_DONE

@@ -14,8 +14,8 @@ import contextlib
 import dataclasses
 import json
 import logging
-import os
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -30,14 +30,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import yaml
-from rich.console import Console
 
-from jobs.bench.report import Cell, write_report
+from jobs.bench.report import Cell, add_broker_argument, bench_parser, write_report
 from jobs.bench.stream.synthetic import DIM, SPECIFICATION, broker, write_samples
 from jobs.settings import EXIT_DONE
 from models.bundle import Manifest, current_version, read_manifest
-from pipeline.manifest import MANIFEST_NAME
-from pipeline.manifest import read_manifest as read_samples_manifest
 from pipeline.publish import PublishConfig, live_sender
 from pipeline.specification import Specification
 from streaming.cluster import free_addresses
@@ -123,12 +120,7 @@ class Publisher:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark."""
-    parser = argparse.ArgumentParser(
-        prog="headrace bench freshness",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--out", type=Path, help="JSON file for the results")
+    parser = bench_parser("freshness", __doc__)
     parser.add_argument("--exports", type=int, default=20, help="bundles to measure")
     parser.add_argument("--every", type=float, default=30.0, help="seconds between saves")
     parser.add_argument("--rate", type=float, default=2000.0, help="samples published per second")
@@ -138,12 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=0,
         help="size of tables and optimizer slots together; without it, 77 MB",
     )
-    parser.add_argument(
-        "--kafka",
-        metavar="HOST:PORT",
-        default=os.environ.get("HEADRACE_KAFKA"),
-        help="a broker to use; without it, the tests' own is started, if this is a checkout",
-    )
+    add_broker_argument(parser)
     arguments = parser.parse_args(argv)
     with (
         tempfile.TemporaryDirectory(prefix="headrace-bench-") as name,
@@ -169,16 +156,10 @@ class _Run:
         self._publisher = Publisher(address, arguments.rate, self._specification)
         self._port = int(free_addresses(1)[0].rpartition(":")[2])
         self._bundles = folder / "bundles" / self._specification.name
-        self._write_samples(folder / "samples")
+        # What the index is made of.
+        write_samples(folder / "samples", _INDEXED_SAMPLES, self._specification)
         settings = self._settings(address, content)
         (folder / "config.yaml").write_text(yaml.safe_dump(settings))
-
-    def _write_samples(self, samples: Path) -> None:
-        """Writes the samples that the index is made of."""
-        write_samples(samples, _INDEXED_SAMPLES)
-        manifest = read_samples_manifest(samples)
-        mine = manifest.model_copy(update={"specification": self._specification.fingerprint})
-        (samples / MANIFEST_NAME).write_text(mine.model_dump_json())
 
     def _settings(self, address: str, specification: dict[str, Any]) -> dict[str, Any]:
         return {
@@ -289,34 +270,12 @@ def _quantile(values: np.ndarray, percent: float) -> float:
 
 def _report(seen: Sequence[_Seen], stalls: Sequence[float], arguments: argparse.Namespace) -> None:
     ages = np.concatenate([each.ages for each in seen])
-    rows: list[dict[str, Cell]] = [_row(each) for each in seen]
-    rows.append(
-        {
-            "bundle": "all",
-            "events": len(ages) * _RECORD,
-            "p50 s": _quantile(ages, 50),
-            "p99 s": _quantile(ages, 99),
-            "copy to bundle s": "",
-            "newest event s": "",
-        }
-    )
+    costs = {
+        "publication to bundle p50, s": _quantile(ages, 50),
+        "publication to bundle p99, s": _quantile(ages, 99),
+    }
+    if stalls:
+        costs |= {"stall p50, s": statistics.median(stalls), "stall max, s": max(stalls)}
     size = arguments.variables_mb or 77
     name = f"freshness (synthetic, {size} MB of variables, a save every {arguments.every:g} s)"
-    write_report(name, rows, ratios={}, out=arguments.out)
-    Console().print(
-        f"publication to bundle: p50 {_quantile(ages, 50)} s, p99 {_quantile(ages, 99)} s over"
-        f" {len(seen)} bundles\ntraining stood still for {_quantile(np.array(stalls), 50):.3f} s"
-        f" (p50), {max(stalls, default=float('nan')):.3f} s (max) in {len(stalls)} saves"
-    )
-    if arguments.out is not None:
-        content = json.loads(arguments.out.read_text())
-        content |= {
-            "p50_seconds": _quantile(ages, 50),
-            "p99_seconds": _quantile(ages, 99),
-            "stall_seconds": list(stalls),
-        }
-        arguments.out.write_text(json.dumps(content, indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    write_report(name, [_row(each) for each in seen], costs=costs, out=arguments.out)

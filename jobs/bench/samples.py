@@ -1,15 +1,13 @@
-"""`headrace bench samples`: synthetic events to retrieval samples, three ways.
+"""`headrace bench samples`: events to retrieval samples, beside DuckDB and row-at-a-time Beam.
 
-DuckDB has two threads; the faster of two runs counts. Row-at-a-time Beam is slow, so it gets fewer
-events and rates are compared, which favours it: its histories are shorter. The results are compared
-by row count and checksum on the same events.
+The events are SYNTHETIC. DuckDB has two threads; the faster of two runs counts. Row-at-a-time Beam
+is slow, so it gets fewer events and rates are compared, which favours it: its histories are
+shorter. The results are compared by row count and checksum on the same events.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -18,10 +16,9 @@ from pathlib import Path
 from apache_beam.options.pipeline_options import PipelineOptions
 from rich.console import Console
 
-from jobs.bench.report import Cell, write_report
+from jobs.bench.report import Cell, bench_parser, write_report
 from jobs.bench.sample_baselines import checksum, run_duckdb, run_row_beam, write_logs
 from jobs.bench.synthetic import World, make_events, synthetic_specification
-from jobs.main import run_job
 from jobs.settings import EXIT_DONE
 from pipeline.samples import SamplesConfig, make_samples
 
@@ -36,22 +33,18 @@ _REPEATS = 2
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark, prints a table, writes JSON."""
-    parser = argparse.ArgumentParser(
-        prog="headrace bench samples",
-        description="Synthetic events to retrieval samples, beside DuckDB and row-at-a-time Beam.",
-    )
+    parser = bench_parser("samples", __doc__)
     parser.add_argument("--events", type=int, default=2_000_000, help="events in the log")
-    parser.add_argument("--out", type=Path, help="JSON file for the result")
-    args = parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as name:
         folder = Path(name)
         _measure(folder / "warm", _WARM_UP_EVENTS, ["headrace", "duckdb", "row beam"])
-        rows = _measure(folder / "all", args.events, ["headrace", "duckdb"])
-        num_few = min(_ROW_EVENTS, args.events)
+        rows = _measure(folder / "all", arguments.events, ["headrace", "duckdb"])
+        num_few = min(_ROW_EVENTS, arguments.events)
         rows += _measure(folder / "few", num_few, ["headrace", "row beam"])[1:]
     rates = [float(row["events_per_second"]) for row in rows]
     ratios = {"vs_duckdb": rates[0] / rates[1], "vs_row_beam": rates[0] / rates[2]}
-    write_report("samples", rows, ratios=ratios, out=args.out)
+    write_report("samples", rows, ratios=ratios, out=arguments.out)
     return EXIT_DONE
 
 
@@ -115,7 +108,3 @@ _WAYS: dict[str, Callable[[str, Path], str]] = {
     "duckdb": _run_duckdb,
     "row beam": _run_row_beam,
 }
-
-
-if __name__ == "__main__":
-    sys.exit(run_job(main))

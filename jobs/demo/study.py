@@ -110,13 +110,14 @@ def frequencies(run: Path, training: pa.Table, config: TrainConfig) -> Frequenci
     Raises:
         ValueError: If the run had no estimator.
     """
-    gaps = load_checkpoint(run / "checkpoints").gaps
-    if gaps is None:
+    trained = load_checkpoint(run / "checkpoints")
+    if (gaps := trained.gaps) is None:
         raise ValueError(f"{run}: expected a checkpoint with an estimator, found none in it")
     counts = _columns(training, ITEM_ID).group_by(ITEM_ID).len().sort(ITEM_ID)
     ids = tf.constant(counts[ITEM_ID].to_numpy())  # int64: an int32 7 hashes elsewhere
     held = tf.gather(gaps, bucket_numbers(ids, config.frequency))
-    estimated = probability(held, config.frequency, unseen=0.0).numpy()
+    clock = tf.constant(trained.step, tf.int64)
+    estimated = probability(held, config.frequency, clock=clock, unseen=0.0).numpy()
     share = counts["len"].to_numpy() / training.num_rows
     return Frequencies(true=1.0 - (1.0 - share) ** config.batch_size, estimated=estimated)
 

@@ -13,8 +13,10 @@ What the paper leaves open is decided so:
   sum of gaps over the decayed sum of their weights, 1 - (1-alpha)^gaps. The paper's simulation
   starts at B = 100, which an item of gap 10,000 would only forget after hundreds of sightings. A
   bucket holds [decayed sum, sightings]; a large number of sightings is the paper's start.
-- An id that was seen once has no gap yet: `initial_gap` stands for it. One that was never seen has
-  probability 0 as a draw from elsewhere (the corpus); a sample's own id is being seen right now.
+- An id that was seen at most once has no gap yet. What stands for it is that it was not seen in
+  all batches so far (`clock`), within `initial_gap` and ten times that: so long a gap an id that is
+  new to the stream need not have. One that was never seen has probability 0 as a draw from
+  elsewhere (the corpus); a sample's own id is being seen right now.
 - Estimates are clipped to at most 1.
 - Batches use the estimates from before their range; the update follows.
 
@@ -41,6 +43,7 @@ from models.features import hash_ids, identities
 from streaming.config import FrequencyConfig
 
 NEVER = -1
+_LONGEST_INITIAL = 10.0
 
 
 class Summary(NamedTuple):
@@ -169,14 +172,19 @@ def compose(
 
 
 def probability(
-    gaps: tf.Tensor, config: FrequencyConfig, *, unseen: float | None = None
+    gaps: tf.Tensor,
+    config: FrequencyConfig,
+    *,
+    clock: tf.Tensor,
+    unseen: float | None = None,
 ) -> tf.Tensor:
     """Returns estimated probabilities to appear in a batch.
 
     Args:
         gaps: [num_hashes, num_ids, 2] of the ids' buckets, as in `compose`.
         config: The estimator's settings.
-        unseen: The probability of an id that was never seen; None for 1 / `initial_gap`.
+        clock: int64 scalar, the number of batches that were applied so far.
+        unseen: The probability of an id that was never seen; None for that of one seen once.
 
     Returns:
         [num_ids] float32 in (0, 1], or `unseen`.
@@ -184,7 +192,9 @@ def probability(
     total, sightings = tf.unstack(gaps, num=2, axis=2)
     weight = -tf.math.expm1((sightings - 1.0) * math.log1p(-config.alpha))
     told = sightings > 1
-    mean = tf.where(told, total / tf.where(told, weight, 1.0), config.initial_gap)
+    longest = _LONGEST_INITIAL * config.initial_gap
+    initial = tf.clip_by_value(tf.cast(clock, tf.float32), config.initial_gap, longest)
+    mean = tf.where(told, total / tf.where(told, weight, 1.0), initial)
     found = 1.0 / tf.maximum(tf.reduce_max(mean, axis=0), 1.0)
     return found if unseen is None else tf.where(never_seen(gaps), unseen, found)
 

@@ -47,6 +47,45 @@ def is_fresh(sequence: tf.Tensor, begun: tf.Tensor) -> tf.Tensor:
     return sequence > begun
 
 
+def fence(state: Variables, slot: tf.Tensor, sequence: tf.Tensor) -> tf.Tensor:
+    """Lets no push of a number begin any more, on any server.
+
+    Returns:
+        [servers] bool, where it had begun before.
+    """
+    came = []
+    for server, begun in enumerate(state.begun):
+        with tf.device(state.devices[server]):
+            lock = _lock(server)
+            with tf.control_dependencies([lock]):
+                before = begun.sparse_read(slot)
+            written = _write_mark(begun, slot, tf.maximum(before, sequence))
+            with tf.control_dependencies([written]):
+                released = _release(lock)
+            with tf.control_dependencies([released]):
+                came.append(tf.identity(before >= sequence))
+    return tf.stack(came)
+
+
+def _lock(server: int) -> tf.Tensor:
+    """Takes the mutex of a server; for use on its device."""
+    mutex = tf.raw_ops.MutexV2(shared_name=f"headrace/push/{server}")
+    independent(mutex)
+    return tf.raw_ops.MutexLock(mutex=mutex)
+
+
+def _release(lock: tf.Tensor) -> tf.Operation:
+    released = tf.raw_ops.ConsumeMutexLock(mutex_lock=lock)
+    independent(released)
+    return released
+
+
+def _write_mark(marks: tf.Variable, slot: tf.Tensor, value: tf.Tensor) -> tf.Operation:
+    return tf.raw_ops.ResourceScatterUpdate(
+        resource=marks.handle, indices=slot[tf.newaxis], updates=value[tf.newaxis]
+    )
+
+
 class _Rows(NamedTuple):
     """A change of rows of a table, as it arrived on a server."""
 
@@ -119,32 +158,22 @@ class ServerChanges:
         tensors = [part for part in tf.nest.flatten(arrived) if isinstance(part, tf.Tensor)]
         with tf.device(self._device), tf.control_dependencies([numbers, *tensors, *mark.after]):
             slot, sequence, num_batches = tf.unstack(numbers, num=3)
-            mutex = tf.raw_ops.MutexV2(shared_name=f"headrace/push/{self._server}")
-            independent(mutex)
-            lock = tf.raw_ops.MutexLock(mutex=mutex)
+            lock = _lock(self._server)
+            # What stands there is read under the lock: of two tries that come at once, the one that
+            # is no longer fresh must not put back what it saw before the other.
             with tf.control_dependencies([lock]):
                 before = (begun.sparse_read(slot), applied.sparse_read(slot))
                 fresh = is_fresh(sequence, before[0])
                 torn = (before[0] >= sequence) & (before[1] < sequence)
-            opened = self._mark(begun, slot, sequence, fresh)
+            opened = _write_mark(begun, slot, tf.where(fresh, sequence, before[0]))
             with tf.control_dependencies([opened]):
                 changed = self._apply(fresh, num_batches)
             with tf.control_dependencies(changed):
-                closed = self._mark(applied, slot, sequence, fresh)
+                closed = _write_mark(applied, slot, tf.where(fresh, sequence, before[1]))
             with tf.control_dependencies([closed]):
-                released = tf.raw_ops.ConsumeMutexLock(mutex_lock=lock)
-                independent(released)
+                released = _release(lock)
             with tf.control_dependencies([released]):
                 return PushOutcome(tf.identity(fresh), tf.identity(torn))
-
-    @staticmethod
-    def _mark(
-        marks: tf.Variable, slot: tf.Tensor, sequence: tf.Tensor, fresh: tf.Tensor
-    ) -> tf.Operation:
-        value = tf.where(fresh, sequence, marks.sparse_read(slot))
-        return tf.raw_ops.ResourceScatterUpdate(
-            resource=marks.handle, indices=slot[tf.newaxis], updates=value[tf.newaxis]
-        )
 
     def _apply(self, fresh: tf.Tensor, num_batches: tf.Tensor) -> list[tf.Operation]:
         done = []

@@ -7,23 +7,26 @@ slot of its own and an ever-growing sequence number, so a range that is retried 
 server, whether its first try had reached none, some or all of them. A push that was cut in the
 middle leaves `applied[slot] < begun[slot]`: its retry reports it as torn. A mutex per server makes
 check and change one step, so a worker that was given up and wakes up again cannot slip between; the
-merge rule looks at the state under it, too.
+merge rule looks at the state under it, too. A range that is given up, to be learned later, is
+*withdrawn* first: no try of it that is still on its way counts then.
 
 What goes to or from a server goes in few tensors: each costs two remote calls, whatever its size.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from models.contract import Candidates
 from streaming.servers import frequency as freq
 from streaming.servers import merge
 from streaming.servers.merge import Parameter
-from streaming.servers.push import Mark, PushOutcome, ServerChanges
+from streaming.servers.push import Mark, PushOutcome, ServerChanges, fence
 from streaming.servers.variables import Route, Shards, Variables, packed, unpacked
 
 
@@ -60,6 +63,41 @@ class ServerState(Variables):
             for start, where in zip(array.starts, positions, strict=True)
         ]
         return Route(positions, local)
+
+    def note_try(self, slot: tf.Tensor, sequence: tf.Tensor) -> tf.Operation:
+        """Counts that a worker begins a range: one that ends all of them is found by its tries."""
+        with tf.device(self.devices[0]):
+            slot, sequence = tf.identity(slot), tf.identity(sequence)
+            number, count = tf.unstack(self.tries.sparse_read(slot))
+            count = tf.where(number == sequence, count + 1, tf.ones_like(count))
+            return tf.raw_ops.ResourceScatterUpdate(
+                resource=self.tries.handle,
+                indices=slot[tf.newaxis],
+                updates=tf.stack([sequence, count])[tf.newaxis],
+            )
+
+    def tried(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns `tries`, and [num_slots] the last number of each slot that was begun to push."""
+        return self.tries.numpy(), self.begun[0].numpy()
+
+    def withdraw(self, slot: int, sequence: int) -> int:
+        """Sees that a push which has come to no server never counts.
+
+        A worker that was given up may still be on its way with it. Between the look and the fence
+        of the last server it may come to some: those that were fenced then find it torn.
+
+        Returns:
+            To how many servers it has come: with 0 it counts nowhere, now and later.
+        """
+        came = [int(begun.sparse_read(slot)) >= sequence for begun in self.begun]
+        if not any(came):
+            numbers = [tf.constant(number, tf.int64) for number in (slot, sequence)]
+            came = list(self._fence(*numbers).numpy())
+        return sum(came)
+
+    @functools.cached_property
+    def _fence(self) -> tf.types.experimental.PolymorphicFunction:
+        return tf.function(functools.partial(fence, self), autograph=False)
 
     def pull(self, rows: Mapping[str, tf.Tensor]) -> Pulled:
         """Pulls all that a range learns: rows of the tables ([n] int64 distinct), all weights."""

@@ -87,6 +87,8 @@ class Variables:
         touches: Per table, how many pushes have touched each row; empty unless the rule asks. Only
             differences are used, so that no checkpoint holds them.
         pushes: Per server, how many pushes it has applied, where touches are counted.
+        begun, applied: Per server, the last number of each slot whose push it began, and applied.
+        tries: [num_slots, 2] on the first server: a range's number, and how often it was begun.
     """
 
     def __init__(
@@ -168,6 +170,8 @@ class Variables:
                 self.clocks.append(tf.Variable(0, dtype=tf.int64, trainable=False))
                 self.pushes.append(tf.Variable(0, dtype=tf.int32, trainable=False))
         self.step = self.clocks[0]
+        with tf.device(self.devices[0]):
+            self.tries = tf.Variable(tf.zeros([num_slots, 2], tf.int64), trainable=False)
 
     def merge_by(self, rule: MergeConfig) -> None:
         """Sets the merge rule, before a function is built; until then it is `sum`."""

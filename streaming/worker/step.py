@@ -136,13 +136,9 @@ class _Ready(NamedTuple):
 
     @property
     def arrived(self) -> list[tf.Tensor]:
-        """What the servers have sent."""
-        parts = [self.pulled.parameters, self.pulled.touches, self.pulled.pushes, self.pulled.bank]
-        return [
-            part
-            for part in tf.nest.flatten([*parts, self.probability])
-            if isinstance(part, tf.Tensor)
-        ]
+        """All that waits for a server."""
+        parts = [self.pulled, self.probability, self.unseen, self.extra]
+        return [part for part in tf.nest.flatten(parts) if isinstance(part, tf.Tensor)]
 
 
 class RangeFunction:
@@ -202,7 +198,8 @@ class RangeFunction:
 
     def _read(self, mark: tf.Tensor, topics: tf.Tensor, numbers: tf.Tensor) -> _Read:
         """Reads a range, and finds what it needs of the servers."""
-        topics, numbers = tf.identity(topics), tf.identity(numbers)  # not before they may
+        with tf.control_dependencies([self._state.note_try(mark[0], mark[1])]):
+            topics, numbers = tf.identity(topics), tf.identity(numbers)  # not before they may
         counts, detail, raw = reader.read_range(topics, numbers, self._inputs)
         num_samples = counts[1]
         num_batches = -(-num_samples // self._batch_size)
@@ -276,7 +273,9 @@ class RangeFunction:
         config = self._state.frequency
         held = self._state.pull_rows(self._state.gaps, sightings.route)
         held = tf.gather(held, sightings.positions)
-        likely = tf.gather(freq.probability(held, config), sightings.which)
+        likely = tf.gather(
+            freq.probability(held, config, clock=self._state.step.read_value()), sightings.which
+        )
         new = tf.gather(tf.cast(freq.never_seen(held), tf.float32), sightings.which)
         return likely, tf.reduce_sum(new)
 
@@ -308,7 +307,9 @@ class RangeFunction:
         distinct, positions = tf.unique(tf.reshape(buckets, [-1]))
         held = self._state.pull_rows(gaps, self._state.route(distinct, gaps))
         held = tf.gather(held, tf.reshape(positions, tf.shape(buckets)))
-        return tf.gather(freq.probability(held, config, unseen=0.0), which)
+        return tf.gather(
+            freq.probability(held, config, clock=self._state.step.read_value(), unseen=0.0), which
+        )
 
     def _learn(self, ready: _Ready, *, after: Sequence[tf.Tensor]) -> tuple[Learned, PushOutcome]:
         pulled, read = ready.pulled, ready.range
@@ -327,7 +328,7 @@ class RangeFunction:
                 name: read_copy(copies[name], before) for name, before in pulled.parameters.items()
             }
             enqueued = self._enqueued(bank, read.num_samples)
-        finite = _all_finite(learned)
+        finite = _all_finite(learned) & tf.math.is_finite(progress.loss_sum)
         slot, sequence = read.mark
         with tf.control_dependencies(_present([*learned.values(), enqueued])):
             for handle in _present([*copies.values(), bank and bank.handles]):

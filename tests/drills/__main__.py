@@ -26,14 +26,9 @@ from tests.drills import report
 from tests.drills.faults import Injector, Outcome
 from tests.drills.schedule import KINDS, make_schedule
 from tests.drills.stream import SAMPLES_PER_RECORD, Producer, read_truth
-from tests.drills.training import (
-    BATCH_SIZE,
-    BATCHES_PER_RANGE,
-    DrillError,
-    Training,
-    specification,
-)
+from tests.drills.training import BATCH_SIZE, BATCHES_PER_RANGE, DrillError, Training
 from tests.kafka.broker import Broker
+from tests.streaming.counting.samples import specification
 
 if TYPE_CHECKING:
     from tests.drills.verdict import Verdict

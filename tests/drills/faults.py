@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.drills.schedule import SERVERS, Fault
 from tests.drills.training import PAUSE_SECONDS, DrillError, Training, alive
 from tests.kafka.broker import Broker
-from tests.streaming.counting_run import CUT, HELD
+from tests.streaming.counting.run import CUT, HELD
 
 _MOMENT_SECONDS = 20.0
 _PAGE_BYTES = 1 << 16

@@ -14,6 +14,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 
 from pipeline.topics.record import encode
 from tests.kafka.broker import Broker
+from tests.streaming.counting.samples import numbered
 
 TOPIC = "drill"
 PARTITIONS = 3
@@ -100,19 +101,6 @@ class Producer:
         for future in waiting:
             future.get()
         producer.close()
-
-
-def numbered(numbers: np.ndarray, schema: pa.Schema) -> pa.Table:
-    """Returns samples whose item ids are their numbers."""
-    columns = {
-        "event_id": [f"e{number}" for number in numbers],
-        "timestamp_ms": numbers,
-        "user_id": np.zeros_like(numbers),
-        "item_id": numbers,
-        "scenario": ["any"] * len(numbers),
-        "reward": np.ones(len(numbers), np.float32),
-    }
-    return pa.table(columns, schema=schema)
 
 
 def read_truth(broker: Broker, *, rows: int) -> tuple[np.ndarray, dict[int, int]]:

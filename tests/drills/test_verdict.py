@@ -18,7 +18,7 @@ from streaming.servers.state import ServerState
 from tests.drills.stream import TOPIC
 from tests.drills.training import ALPHA, HASHES, INITIAL_GAP
 from tests.drills.verdict import Verdict, judge
-from tests.streaming.counting import WatchedModel
+from tests.streaming.counting.model import WatchedModel
 
 ROWS, SAMPLES, BATCHES, RECORDS = 300, 200, 10, 4
 TRUTH = np.array([1] * SAMPLES + [0] * (ROWS - SAMPLES))

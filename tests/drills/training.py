@@ -16,6 +16,7 @@ import yaml
 
 from tests.drills.schedule import SERVERS, WORKERS
 from tests.drills.stream import TOPIC
+from tests.streaming.counting.samples import specification
 
 ROOT = Path(__file__).parents[2]
 _STARTED = re.compile(r"started (\w+) (\d+) \(process (\d+)\)")
@@ -56,7 +57,7 @@ class Training:
 
     def start(self, *overrides: str) -> None:
         """Starts the launcher, which starts all others, with `train.x=y` settings."""
-        command = [sys.executable, "-m", "tests.streaming.counting_run"]
+        command = [sys.executable, "-m", "tests.streaming.counting.run"]
         command += ["--config", str(self.config), "--local"]
         for override in overrides:
             command += ["--set", override]
@@ -205,18 +206,5 @@ def _settings(directory: Path, bootstrap: str, rows: int, on_torn_push: str) -> 
             },
             "checkpoint": {"every_seconds": 1.0},
             "on_torn_push": on_torn_push,
-        },
-    }
-
-
-def specification(rows: int) -> dict[str, Any]:
-    """Returns the specification of a model with one counter per sample."""
-    return {
-        "name": "counting",
-        "scenarios": ["any"],
-        "tables": {"counter": {"buckets": rows, "dim": 1}},
-        "features": {
-            "query": [{"name": "user_id", "kind": "id", "table": "counter"}],
-            "candidate": [{"name": "item_id", "kind": "id", "table": "counter"}],
         },
     }

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import shutil
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -21,6 +19,7 @@ from streaming.checkpoints.store import CheckpointStore, Freshness
 from streaming.ledger import Ledger
 from tests.jobs.toy_run import write_run
 from tests.models import toy
+from tests.waiting import wait_until
 
 
 def test_checkpoint_and_samples_become_a_bundle(
@@ -186,10 +185,3 @@ def test_old_versions_are_removed_and_never_the_current(tmp_path: Path) -> None:
     (model / "CURRENT").write_text("00000002\n")  # rolled back by hand
     assert prune(model, keep=1) == []
     assert [version.name for version in versions(model)] == ["00000002", "00000003"]
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

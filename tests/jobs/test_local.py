@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from jobs.local import LocalCluster, Patience
 from streaming.config import ClusterConfig
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FAST = Patience(lives=3, deaths=4, first_delay=0.01, longest_delay=0.05, grace=5.0)
@@ -137,13 +138,6 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):  # gone, or gone while it was read
         return False
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_a_run_ends_with_its_coordinator_and_shares_the_cores_out(fake):
@@ -342,9 +336,9 @@ def test_children_end_when_the_launcher_is_killed(fake):
     )
     launcher = subprocess.Popen([sys.executable, "-c", code, *fake.command], cwd=ROOT)
     try:
-        wait_for(lambda: len(fake.lines("follows ")) == 3)
+        wait_until(lambda: len(fake.lines("follows ")) == 3, seconds=20)
     finally:
         launcher.kill()
         launcher.wait()
-    wait_for(lambda: not any(alive(pid) for pid in fake.pids()))
+    wait_until(lambda: not any(alive(pid) for pid in fake.pids()), seconds=20)
     assert len(fake.pids()) == 3

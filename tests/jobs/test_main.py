@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -77,7 +78,8 @@ def test_a_bug_keeps_its_traceback_and_a_job_its_arguments_and_code() -> None:
 
 def test_bench_lists_its_benchmarks_and_refuses_others(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench"]) == 0
-    assert all(f"\n  {name} " in capsys.readouterr().out for name in ["samples"])
+    shown = capsys.readouterr().out
+    assert all(f"\n  {name} " in shown for name in bench.BENCHMARKS)
     assert bench.main(["nothing"]) == 2
     assert "found 'nothing'" in capsys.readouterr().err
 
@@ -87,9 +89,40 @@ def test_a_benchmark_leaves_json_with_its_machine(
 ) -> None:
     out = tmp_path / "new" / "b.json"
     rows = [{"case": "ours", "rows/s": 1200.0}, {"case": "theirs", "rows/s": 600.0}]
-    write_report("b", rows, ratios={"ours_vs_theirs": 2.0}, out=out)
+    write_report("b", rows, ratios={"ours_vs_theirs": 2.0}, costs={"stall, s": 0.25}, out=out)
     written = json.loads(out.read_text())
-    assert written["rows"] == rows
-    assert (written["name"], written["ratios"]) == ("b", {"ours_vs_theirs": 2.0})
-    assert written["machine"]["cores"] >= 1
-    assert "1,200.0" in capsys.readouterr().out
+    assert written["machine"].pop("cores") >= 1
+    assert set(written.pop("machine")) == {"processor", "system", "python"}
+    assert written == {
+        "name": "b",
+        "rows": rows,
+        "ratios": {"ours_vs_theirs": 2.0},
+        "costs": {"stall, s": 0.25},
+    }
+    shown = capsys.readouterr().out
+    assert "1,200.0" in shown
+    _, ratios, costs = re.split(r"ratios \(higher|costs \(lower", shown)
+    assert re.search(r"ours_vs_theirs .* 2\.000 ", ratios)
+    assert re.search(r"stall, s .* 0\.250 ", costs)
+
+
+def test_a_benchmark_without_ratios_or_costs_shows_no_table_of_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_report("b", [{"case": "ours"}], costs={"stall, s": 0.25}, out=tmp_path / "b.json")
+    shown = capsys.readouterr().out
+    assert ("costs (" in shown, "ratios" in shown) == (True, False)
+    assert json.loads((tmp_path / "b.json").read_text())["ratios"] == {}
+    write_report("b", [{"case": "ours"}], ratios={}, out=None)
+    shown = capsys.readouterr().out
+    assert ("ours" in shown, "costs" in shown, "ratios" in shown) == (True, False, False)
+
+
+def test_every_benchmark_says_what_it_is_and_takes_out(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in bench.BENCHMARKS:
+        with pytest.raises(SystemExit):
+            bench.main([name, "--help"])
+        shown = capsys.readouterr().out
+        assert shown.startswith(f"usage: headrace bench {name} ")
+        assert f"\n`headrace bench {name}`: " in shown
+        assert "--out OUT" in shown

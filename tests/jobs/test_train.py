@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import uuid
@@ -14,77 +15,32 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from kafka import KafkaProducer
 
 from jobs.main import main
 from pipeline.publish import PublishConfig, publish
 from pipeline.specification import Specification
 from streaming.checkpoints.store import load_checkpoint
+from tests.jobs.training import ROOT, SPECIFICATION, neighbours, train
 from tests.sample_folder import write_samples
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 SAMPLES, PARTS, ITEMS = 20_000, 4, 300
-ROOT = Path(__file__).parents[2]
-SPECIFICATION = {
-    "name": "train-test",
-    "scenarios": ["any"],
-    "tables": {"item": {"buckets": 2000, "dim": 8}},
-    "features": {
-        "query": [{"name": "history_item_id", "kind": "ids", "table": "item"}],
-        "candidate": [{"name": "item_id", "kind": "id", "table": "item"}],
-    },
-}
 
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Synthetic: the history holds the candidate's neighbour, so there is something to learn."""
     folder = tmp_path_factory.mktemp("samples")
     random = np.random.default_rng(0)
     tables = {}
     for part in range(PARTS):
-        rows = SAMPLES // PARTS
-        items = random.integers(0, ITEMS, rows)
-        columns = {
-            "event_id": [f"{part}-{row}" for row in range(rows)],
-            "timestamp_ms": np.arange(rows),
-            "user_id": items,
-            "item_id": items,
-            "scenario": ["any"] * rows,
-            "reward": np.ones(rows, np.float32),
-            "history_item_id": [[int(item) ^ 1] for item in items],
-        }
+        columns = neighbours(random.integers(0, ITEMS, SAMPLES // PARTS), part=part)
         schema = Specification(**SPECIFICATION).sample_schema
         tables["2026-01-01", part] = pa.table(columns, schema=schema)
     write_samples(folder, tables, row_group_size=1000)
     return folder
-
-
-def train(folder: Path, source: dict, **settings: object) -> subprocess.CompletedProcess[str]:
-    """Trains in `folder`; returns what the command printed and its exit code."""
-    content = {
-        "specification": SPECIFICATION,
-        "model": {"dim": 8, "hidden": [16]},
-        "train": {
-            "directory": str(folder / "run"),
-            "source": source,
-            "batch_size": 250,
-            "cluster": {"parameter_servers": 1, "workers": 2},
-        }
-        | settings,
-    }
-    folder.mkdir(exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(content))
-    return subprocess.run(
-        [sys.executable, "-m", "jobs.main", "train", "--config", folder / "config.yaml", "--local"],
-        cwd=ROOT,
-        env=os.environ | {"HEADRACE_LOG": "INFO"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def ledger(folder: Path) -> dict:
@@ -150,13 +106,17 @@ def test_a_second_trainer_on_the_same_directory_is_refused(tmp_path, samples):
     shared = str(tmp_path / "shared")
     call = f"train(Path({str(first_folder)!r}), {endless!r}, directory={shared!r})"
     script = (
-        "import sys; from pathlib import Path; from tests.jobs.test_train import train;"
+        "import sys; from pathlib import Path; from tests.jobs.training import train;"
         f"sys.exit({call}.returncode)"
     )
     first = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
     try:
         metrics = Path(shared) / "metrics.jsonl"
-        _wait_for(lambda: metrics.exists() and metrics.stat().st_size > 0, first)
+        wait_until(
+            lambda: first.poll() is not None or (metrics.exists() and metrics.stat().st_size > 0),
+            seconds=300,
+        )
+        assert first.poll() is None, "it ended"
         second = train(second_folder, endless, directory=shared)
         assert second.returncode == 2
         assert "another trainer uses this checkpoint directory" in second.stderr
@@ -167,20 +127,8 @@ def test_a_second_trainer_on_the_same_directory_is_refused(tmp_path, samples):
     assert load_checkpoint(Path(shared) / "checkpoints").ledger["totals"]["samples"] > 0
 
 
-def _wait_for(condition, process: subprocess.Popen) -> None:
-    import time
-
-    deadline = time.monotonic() + 300
-    while not condition():
-        assert process.poll() is None, "it ended"
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
 def _terminate_launcher(parent: subprocess.Popen) -> None:
     """Sends SIGTERM to the launcher, which is the only child of the process that waits for it."""
-    import signal
-
     children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
     for child in children:
         os.kill(int(child), signal.SIGTERM)

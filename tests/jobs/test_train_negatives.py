@@ -3,48 +3,35 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-import yaml
 
 from pipeline.specification import Specification
+from tests.jobs import training
 from tests.sample_folder import write_samples
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
-ROOT = Path(__file__).parents[2]
 ROWS, ITEMS = 6_000, 60
-SPECIFICATION = {
+SPECIFICATION = training.SPECIFICATION | {
     "name": "negatives-test",
     "scenarios": ["home", "search"],
     "columns": {"shown": "list<int64>"},
     "hard_negatives": "shown",
     "tables": {"item": {"buckets": 500, "dim": 8}},
-    "features": {
-        "query": [{"name": "history_item_id", "kind": "ids", "table": "item"}],
-        "candidate": [{"name": "item_id", "kind": "id", "table": "item"}],
-    },
 }
 
 
 def write(folder: Path) -> None:
-    """Synthetic: the history holds the candidate's neighbour; two other items were shown."""
+    """Writes samples; beside the candidate of each, two other items were shown."""
     random = np.random.default_rng(0)
     items = random.integers(0, ITEMS, ROWS)
-    columns = {
-        "event_id": [str(row) for row in range(ROWS)],
-        "timestamp_ms": np.arange(ROWS),
-        "user_id": items,
-        "item_id": items,
+    columns = training.neighbours(items) | {
         "scenario": random.choice(["home", "search"], ROWS),
-        "reward": np.ones(ROWS, np.float32),
-        "history_item_id": [[int(item) ^ 1] for item in items],
         "shown": [[int(item) + 2, int(item) + 3] for item in items],
     }
     schema = Specification(**SPECIFICATION).sample_schema
@@ -53,25 +40,14 @@ def write(folder: Path) -> None:
 
 
 def train(folder: Path, model: dict, *, per_scenario: bool) -> subprocess.CompletedProcess[str]:
-    content = {
-        "specification": SPECIFICATION,
-        "model": {"dim": 8, "hidden": [16]} | model,
-        "train": {
-            "directory": str(folder / "run"),
-            "source": {"archive": {"directory": str(folder / "samples"), "replays": 2}},
-            "batch_size": 100,
-            "frequency": {"per_scenario": per_scenario},
-            "cluster": {"parameter_servers": 2, "workers": 1},
-        },
-    }
-    (folder / "config.yaml").write_text(yaml.safe_dump(content))
-    return subprocess.run(
-        [sys.executable, "-m", "jobs.main", "train", "--config", folder / "config.yaml", "--local"],
-        cwd=ROOT,
-        env=os.environ | {"HEADRACE_LOG": "INFO"},
-        capture_output=True,
-        text=True,
-        check=False,
+    return training.train(
+        folder,
+        {"archive": {"directory": str(folder / "samples"), "replays": 2}},
+        specification=SPECIFICATION,
+        model=model,
+        batch_size=100,
+        frequency={"per_scenario": per_scenario},
+        cluster={"parameter_servers": 2, "workers": 1},
     )
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 
 from pipeline.topics.record import encode
+from tests.waiting import wait_until
 
 
 def create(admin: KafkaAdminClient, topic: str, partitions: int = 1, **configs: str) -> None:
@@ -52,11 +51,3 @@ def consume(kafka: str, topic: str, count: int) -> list[Any]:
     wait_until(enough)
     consumer.close(autocommit=False)
     return found[:count]
-
-
-def wait_until(condition: Callable[[], bool], *, seconds: float = 20) -> None:
-    """Waits for something that takes a moment; fails if it does not come."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)

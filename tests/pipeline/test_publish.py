@@ -85,13 +85,19 @@ def test_samples_that_the_topics_retention_would_delete_are_warned_of(
     admin = KafkaAdminClient(bootstrap_servers=kafka)
     create(admin, topic, 2, retention_ms="86400000")
     create(admin, f"{topic}-kept", 2, retention_ms="-1")
+    create(admin, f"{topic}-compacted", 2, retention_ms="1", cleanup_policy="compact")
+    wanted = {"num_partitions": 2, "replication_factor": 1}  # with the broker's own 7 days
+    admin.create_topics({f"{topic}-inherited": wanted}, wait_for_metadata=True)
     admin.close()
+    publish(settings(folder, kafka, f"{topic}-compacted"), SCHEMA)
     publish(settings(folder, kafka, f"{topic}-kept"), SCHEMA)
     assert not caplog.messages
     publish(settings(folder, kafka, topic), SCHEMA)
     (warning,) = caplog.messages
     assert f"topic {topic} has retention.ms=86400000" in warning
     assert "delete samples of 2026-01-01 to 2026-01-02, 2 days" in warning
+    publish(settings(folder, kafka, f"{topic}-inherited"), SCHEMA)
+    assert f"topic {topic}-inherited has retention.ms=604800000" in caplog.messages[-1]
 
 
 @pytest.mark.kafka

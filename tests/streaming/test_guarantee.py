@@ -12,18 +12,11 @@ import pytest
 
 from pipeline.schema import InputError
 from streaming.checkpoints.store import load_checkpoint
-from streaming.worker import reader
 
 import tensorflow as tf  # isort: skip
 
 from streaming.attempts import RestartNeededError
-from tests.streaming.test_coordinator import SAMPLES, A, Run, lost, lost_after
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch) -> Run:
-    monkeypatch.setattr(reader, "register_coordinator", lambda: None)
-    return Run(tmp_path)
+from tests.streaming.coordinating import SAMPLES, A, lost, lost_after
 
 
 def test_no_sample_is_lost_and_each_is_applied_once_on_every_parameter_server(run):

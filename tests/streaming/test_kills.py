@@ -17,14 +17,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import yaml
 
 from pipeline.specification import Specification
 from streaming.checkpoints.store import load_checkpoint
 from tests.sample_folder import write_samples
-from tests.streaming.counting_run import CUT, HELD, RELEASED
+from tests.streaming.counting.run import CUT, HELD, RELEASED
+from tests.streaming.counting.samples import numbered, specification
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -32,16 +32,8 @@ KILLS = 2  # each takes a worker's start, some seconds; for many more there is `
 SAMPLES = 40_000
 PARTS = 3
 ROOT = Path(__file__).parents[2]
-COUNTING_RUN = [sys.executable, "-m", "tests.streaming.counting_run"]
-SPECIFICATION = {
-    "name": "counting",
-    "scenarios": ["any"],
-    "tables": {"counter": {"buckets": SAMPLES, "dim": 1}},
-    "features": {
-        "query": [{"name": "user_id", "kind": "id", "table": "counter"}],
-        "candidate": [{"name": "item_id", "kind": "id", "table": "counter"}],
-    },
-}
+COUNTING_RUN = [sys.executable, "-m", "tests.streaming.counting.run"]
+SPECIFICATION = specification(SAMPLES)
 
 
 class Run:
@@ -136,18 +128,10 @@ class Run:
 
 def _write_counted_samples(folder: Path) -> None:
     schema = Specification(**SPECIFICATION).sample_schema
-    tables = {}
-    for part in range(PARTS):
-        numbers = np.arange(part, SAMPLES, PARTS)
-        columns = {
-            "event_id": [f"e{number}" for number in numbers],
-            "timestamp_ms": numbers,
-            "user_id": np.zeros_like(numbers),
-            "item_id": numbers,
-            "scenario": ["any"] * len(numbers),
-            "reward": np.ones(len(numbers), np.float32),
-        }
-        tables["2026-01-01", part] = pa.table(columns, schema=schema)
+    tables = {
+        ("2026-01-01", part): numbered(np.arange(part, SAMPLES, PARTS), schema)
+        for part in range(PARTS)
+    }
     write_samples(folder, tables, row_group_size=2_000)
 
 

@@ -7,16 +7,15 @@ and `video` hold its last six hours. Each has eight partitions, by user.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pipeline.manifest import MANIFEST_NAME, Manifest, OutputFile
+from jobs.bench.archive import write_archive
 from pipeline.publish import PublishConfig, publish
-from pipeline.schema import schema_fingerprint
 from pipeline.specification import Specification
 
 HOUR_MS: Final = 3_600_000
@@ -46,10 +45,12 @@ SPECIFICATION: Final[dict[str, Any]] = {
 
 def publish_topics(folder: Path, address: str, *, samples: int) -> None:
     """Publishes the three topics: `samples` to the one with the backlog, a sixth to each other."""
-    schema = Specification.model_validate(SPECIFICATION).sample_schema
+    specification = Specification.model_validate(SPECIFICATION)
+    schema = specification.sample_schema
     for seed, (topic, hours) in enumerate(TOPICS.items()):
         count = samples if hours == HOURS else samples // 6
-        _write(folder / topic, _samples(count, hours, schema, np.random.default_rng(seed)))
+        drawn = _samples(count, hours, schema, np.random.default_rng(seed))
+        write_archive(folder / topic, _parts(drawn), specification, day="2026-01-01")
         config = PublishConfig(
             bootstrap_servers=[address],
             directory=folder / topic,
@@ -82,27 +83,8 @@ def _samples(count: int, hours: int, schema: pa.Schema, random: np.random.Genera
     return pa.table({name: columns[name] for name in schema.names}, schema=schema)
 
 
-def _write(folder: Path, samples: pa.Table) -> None:
-    """Writes samples as `headrace samples` would, but all as one day."""
-    day = "2026-01-01"
-    (folder / f"dt={day}").mkdir(parents=True)
+def _parts(samples: pa.Table) -> Iterator[pa.Table]:
+    """Yields the samples of each partition: users who are alike are spread over all of them."""
     parts = samples.column("user_id").to_numpy() // _GROUPS % PARTITIONS
-    files = []
     for part in range(PARTITIONS):
-        table = samples.filter(pa.array(parts == part))
-        path = f"dt={day}/part-{part:05}.parquet"
-        pq.write_table(table, folder / path)
-        files.append(OutputFile(path=path, day=day, part=part, rows=table.num_rows, sha256=""))
-    manifest = Manifest(
-        sample_schema=schema_fingerprint(samples.schema),
-        config="",
-        specification="",
-        watermark_ms=None,
-        num_parts=PARTITIONS,
-        counts={},
-        rejects={},
-        outcomes={},
-        inputs=[],
-        files=files,
-    )
-    (folder / MANIFEST_NAME).write_text(manifest.model_dump_json())
+        yield samples.filter(pa.array(parts == part))

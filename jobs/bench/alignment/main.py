@@ -9,21 +9,17 @@ ranges whose newest event is of the hours that are named.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
-import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from jobs.bench.alignment import drift
-from jobs.bench.report import Cell, write_report
+from jobs.bench.launch import training
+from jobs.bench.report import Cell, add_broker_argument, bench_parser, write_report
 from jobs.bench.stream.synthetic import broker
 from jobs.settings import EXIT_BAD_INPUT, EXIT_DONE
 
@@ -34,20 +30,10 @@ _ALIGNED, _FREE = "aligned", "not aligned"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark; 2 if the aligned run went beyond its bound."""
-    parser = argparse.ArgumentParser(
-        prog="headrace bench alignment",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--out", type=Path, help="JSON file for the results")
+    parser = bench_parser("alignment", __doc__)
     parser.add_argument("--samples", type=int, default=360_000, help="of the topic with a backlog")
     parser.add_argument("--max-skew-hours", type=float, default=4.0, help="of the aligned run")
-    parser.add_argument(
-        "--kafka",
-        metavar="HOST:PORT",
-        default=os.environ.get("HEADRACE_KAFKA"),
-        help="a broker to use; without it, the tests' own is started, if this is a checkout",
-    )
+    add_broker_argument(parser)
     arguments = parser.parse_args(argv)
     rows: list[dict[str, Cell]] = []
     with (
@@ -98,7 +84,6 @@ def _loss(ranges: Sequence[dict[str, Any]]) -> float:
 
 def _train(run: Path, address: str, *, max_skew_hours: float | None) -> None:
     """Trains once on a cluster of its own: one parameter server, two workers."""
-    run.mkdir()
     stream: dict[str, Any] = {"end": "now", "max_skew_seconds": None}
     if max_skew_hours is not None:
         stream["max_skew_seconds"] = 3600 * max_skew_hours
@@ -115,26 +100,8 @@ def _train(run: Path, address: str, *, max_skew_hours: float | None) -> None:
             "cluster": {"parameter_servers": 1, "workers": 2},
         },
     }
-    config = run / "config.yaml"
-    config.write_text(yaml.safe_dump(settings))
-    code = "import sys; from jobs.bench.alignment.main import launch; sys.exit(launch(sys.argv[1]))"
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(config)],
-        env=os.environ | {"BENCH_RANGES": str(run / "ranges.jsonl")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise RuntimeError(f"{run.name}: exit {done.returncode}\n{done.stderr[-4000:]}")
-
-
-def launch(config: str) -> int:
-    """Runs a cluster's processes; called in a process of its own."""
-    from jobs.local import LocalCluster
-    from streaming.config import ClusterConfig
-
-    train = yaml.safe_load(Path(config).read_text())["train"]
-    command = [sys.executable, "-m", "jobs.bench.alignment.process", "--config", config]
-    cluster = ClusterConfig(**train["cluster"])
-    return LocalCluster(command, cluster, directory=train["directory"]).run()
+    ranges = {"BENCH_RANGES": str(run / "ranges.jsonl")}
+    with training(
+        run, settings, module="jobs.bench.alignment.process", environment=ranges
+    ) as process:
+        process.wait()

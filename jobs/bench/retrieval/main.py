@@ -3,6 +3,7 @@
 MovieLens-100K is fetched through the package client; Taobao and RetailRocket are read from --data
 and left out where they are not there. Split by time; what a question is stands in
 `jobs.bench.retrieval.data`, what is compared in `jobs.bench.retrieval.variants`. One core.
+Pictures go beside --out.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from rich.console import Console
 
+from jobs.bench.report import bench_parser
 from jobs.bench.retrieval.data import LOADERS, Dataset
 from jobs.bench.retrieval.measure import REFERENCE, Plan, measure
-from jobs.bench.retrieval.variants import VARIANTS, Variant
+from jobs.bench.retrieval.variants import VARIANTS
 from jobs.main import import_tensorflow
 from jobs.settings import EXIT_DONE
 from pipeline.schema import InputError
@@ -26,6 +29,16 @@ from streaming.source import SourceUnavailableError
 logger = logging.getLogger(__name__)
 
 DEFAULT_DATA = Path("../shared/data")
+
+
+class Named(Protocol):
+    """What a command line knows by its name."""
+
+    @property
+    def name(self) -> str: ...
+
+
+Choice = TypeVar("Choice", bound=Named)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tune=arguments.tune,
         equal_time=arguments.equal_time,
     )
-    variants = chosen_variants(arguments.variants)
+    variants = named("--variants", arguments.variants, VARIANTS)
     loaded, skipped = load(arguments.datasets.split(","), arguments.data)
     results = [measure(dataset, variants, plan) for dataset in loaded]
     report.show(results)
@@ -52,13 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="headrace bench retrieval",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = bench_parser("retrieval", __doc__)
     add_data_arguments(parser, default=",".join(LOADERS))
-    parser.add_argument("--out", type=Path, help="JSON file; pictures go beside it")
     parser.add_argument("--seeds", type=int, default=3, help="trainings per variant")
     parser.add_argument("--variants", help="comma-separated; all without it")
     parser.add_argument("--questions", type=int, default=10_000, help="at most, per data set")
@@ -123,20 +131,25 @@ def load(names: Sequence[str], folder: Path) -> tuple[list[Dataset], dict[str, s
     return found, skipped
 
 
-def chosen_variants(names: str | None) -> list[Variant]:
-    """Returns the variants of a comma-separated list, in their own order.
+def named(option: str, names: str | None, known: Sequence[Choice]) -> list[Choice]:
+    """Returns what a comma-separated list of names stands for, in the order of what is known.
 
     A name may hold a comma itself, so names are told by a semicolon where there is one.
+
+    Args:
+        option: For the message.
+        names: The list; None stands for all.
+        known: What there is.
 
     Raises:
         InputError: If a name is unknown.
     """
     if names is None:
-        return list(VARIANTS)
-    wanted = names.split(";" if ";" in names else ",")
-    known = {variant.name for variant in VARIANTS}
-    if unknown := [name for name in wanted if name not in known]:
+        return list(known)
+    there = {each.name for each in known}
+    wanted = [names] if names in there else names.split(";" if ";" in names else ",")
+    if unknown := [name for name in wanted if name not in there]:
         raise InputError(
-            f"--variants: found {unknown}; expected some of {sorted(known)}, by semicolons"
+            f"{option}: found {unknown}; expected some of {sorted(there)}, by semicolons"
         )
-    return [variant for variant in VARIANTS if variant.name in wanted]
+    return [each for each in known if each.name in wanted]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ mpl.use("Agg")
 
 from matplotlib import pyplot as plt
 
-from jobs.bench.report import machine
+from jobs.bench.report import write_json
 from jobs.bench.retrieval.claims import verdicts
 from jobs.bench.retrieval.measure import Result, Run
 from models.evaluate import CUTOFFS, NUM_DECILES, Evaluation
@@ -47,7 +46,8 @@ def show(results: Sequence[Result]) -> None:
     for result in results:
         for verdict in verdicts(result):
             verdict_table.add_row(*dataclasses.astuple(verdict))
-    console.print(verdict_table)
+    if verdict_table.row_count:
+        console.print(verdict_table)
 
 
 def variants_of(result: Result) -> list[str]:
@@ -114,14 +114,11 @@ def _spread(values: Sequence[float]) -> str:
 def write(results: Sequence[Result], out: Path, *, skipped: dict[str, str]) -> None:
     """Writes everything as JSON, and a picture per data set beside it (`OUT-DATASET.png`)."""
     content: dict[str, Any] = {
-        "name": "retrieval",
-        "machine": machine(),
         "skipped": skipped,
         "results": [dataclasses.asdict(result) for result in results],
         "verdicts": [dataclasses.asdict(each) for result in results for each in verdicts(result)],
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json("retrieval", content, out)
     for result in results:
         plot(result, out.with_name(f"{out.stem}-{result.dataset}.png"))
 

@@ -16,6 +16,7 @@ import polars as pl
 import pyarrow as pa
 import tensorflow as tf
 
+from jobs.bench.in_place import estimate, handles, parameters
 from models.contract import CorpusSample, FeatureValue
 from models.features import arrow_features, identities
 from models.index import latest_items
@@ -26,7 +27,7 @@ from streaming.servers import frequency as freq
 from streaming.servers.state import ServerState
 from streaming.servers.variables import Shards
 from streaming.worker.corpus import ItemCorpus
-from streaming.worker.mini_batches import Handles, MiniBatches
+from streaming.worker.mini_batches import MiniBatches
 from streaming.worker.negatives import LocalBank, RangeNegatives
 
 Features = Mapping[str, FeatureValue]
@@ -175,9 +176,7 @@ class Learner:
 
     def parameters(self) -> dict[str, np.ndarray]:
         """Returns copies of the tables and weights, by name."""
-        values = {name: table.variables[0] for name, table in self._state.tables.items()}
-        values |= self._state.weights
-        return {name: value.numpy() for name, value in values.items()}
+        return parameters(self._state)
 
     def _draw(self, chunk: Chunk) -> Draws:
         corpus = cast(ItemCorpus, self._corpus)
@@ -195,7 +194,7 @@ class Learner:
         raw = chunk.features
         num_samples = tf.size(raw[ITEM_ID], out_type=tf.int64)
         drawn = None if draws is None else cast(tf.Tensor, draws.features[ITEM_ID])
-        probability, drawn_probability = self._probabilities(chunk, draws, drawn, num_samples)
+        probability, drawn_probability = self._probabilities(chunk, draws, drawn)
         extra = RangeNegatives(bank=self._local_bank())
         if draws is not None:
             sample = CorpusSample(
@@ -227,7 +226,6 @@ class Learner:
         chunk: Chunk,
         draws: Draws | None,
         drawn: tf.Tensor | None,
-        num_samples: tf.Tensor,
     ) -> tuple[tf.Tensor | None, tf.Tensor | None]:
         """Returns p of the samples' items and of the drawn ones, None where it is not asked."""
         if self.model.candidate_input is None:
@@ -238,34 +236,12 @@ class Learner:
         likely = None
         if drawn is not None:
             gaps = tf.gather(array, freq.bucket_numbers(drawn, self._frequency))
-            likely = freq.probability(gaps, self._frequency, unseen=0.0)
+            clock = self._state.step.read_value()
+            likely = freq.probability(gaps, self._frequency, clock=clock, unseen=0.0)
         with tf.control_dependencies([] if likely is None else [likely]):
             ids = cast(tf.Tensor, chunk.features[ITEM_ID])
-            return self._estimate(ids, array, num_samples), likely
-
-    def _estimate(self, ids: tf.Tensor, gaps: tf.Variable, num_samples: tf.Tensor) -> tf.Tensor:
-        alpha, size = self._frequency.alpha, self._material.batch_size
-        buckets, which = freq.distinct_buckets(ids, self._frequency)
-        summary, positions = freq.summarise(
-            buckets,
-            which,
-            batch_size=size,
-            num_batches=-(-num_samples // size),
-            alpha=alpha,
-        )
-        last_seen = cast(Shards, self._state.last_seen).variables[0]
-        held = tf.gather(gaps, summary.buckets)
-        composed = freq.compose(
-            summary,
-            last_seen=tf.gather(last_seen, summary.buckets),
-            gaps=held,
-            clock=self._state.step.read_value(),
-            alpha=alpha,
-        )
-        last_seen.scatter_update(tf.IndexedSlices(composed[0], summary.buckets))
-        gaps.scatter_update(tf.IndexedSlices(composed[1], summary.buckets))
-        likely = freq.probability(tf.gather(held, positions), self._frequency)
-        return tf.gather(likely, which)
+            size = self._material.batch_size
+            return estimate(self._state, ids, self._frequency, batch_size=size), likely
 
 
 def variables(state: ServerState) -> Sequence[tf.Variable]:
@@ -274,12 +250,3 @@ def variables(state: ServerState) -> Sequence[tf.Variable]:
     shards += [array for array in (state.last_seen, state.gaps) if array is not None]
     dense = [*state.weights.values(), *state.weight_sums.values(), *state.clocks, *state.pushes]
     return [variable for each in shards for variable in each.variables] + dense
-
-
-def handles(state: ServerState) -> dict[str, Handles]:
-    """Returns where a state with one server holds each parameter and its accumulator."""
-    values = {name: table.variables[0] for name, table in state.tables.items()}
-    values |= state.weights
-    sums = {name: total.variables[0] for name, total in state.table_sums.items()}
-    sums |= state.weight_sums
-    return {name: Handles(value.handle, sums[name].handle) for name, value in values.items()}

@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import yaml
 
+from jobs.bench.launch import training
 from models.config import TwoTowerConfig
-from pipeline.manifest import MANIFEST_NAME, Manifest, OutputFile
-from pipeline.schema import schema_fingerprint
 from pipeline.specification import Specification
 from streaming.checkpoints.store import load_checkpoint
 from streaming.config import FrequencyConfig, MergeConfig
 
-_DAY = "1970-01-01"
 _TIMEOUT_SECONDS = 600
 
 
@@ -64,35 +57,6 @@ class Schedule:
     alone_samples: int
 
 
-def write_archive(samples: pa.Table, specification: Specification, folder: Path) -> None:
-    """Writes samples, in their order, as one partition of an archive."""
-    schema = specification.sample_schema
-    path = folder / f"dt={_DAY}" / "part-00000.parquet"
-    path.parent.mkdir(parents=True)
-    pq.write_table(samples.select(schema.names).cast(schema), path, row_group_size=32_768)
-    manifest = Manifest(
-        sample_schema=schema_fingerprint(schema),
-        config="",
-        specification="",
-        watermark_ms=None,
-        num_parts=1,
-        counts={},
-        rejects={},
-        outcomes={},
-        inputs=[],
-        files=[
-            OutputFile(
-                path=f"{path.parent.name}/{path.name}",
-                day=_DAY,
-                part=0,
-                rows=samples.num_rows,
-                sha256="",
-            )
-        ],
-    )
-    (folder / MANIFEST_NAME).write_text(manifest.model_dump_json())
-
-
 def train(
     run: Path,
     archive: Path,
@@ -104,14 +68,15 @@ def train(
 
     Args:
         run: A folder to make.
-        archive: As `write_archive` left it.
+        archive: The samples, in one partition.
         sections: What is trained.
         schedule: How.
 
     Raises:
         RuntimeError: If it failed, with the end of its log.
     """
-    _launch(run, _settings(run, archive, sections, schedule))
+    with training(run, _settings(run, archive, sections, schedule)) as process:
+        process.wait(timeout=_TIMEOUT_SECONDS)
     return Trained(
         parameters=load_checkpoint(run / "checkpoints").parameters,
         samples_per_second=_speed(run / "metrics.jsonl"),
@@ -146,23 +111,6 @@ def _settings(
             },
         },
     }
-
-
-def _launch(run: Path, settings: dict[str, Any]) -> None:
-    run.mkdir(parents=True)
-    config = run / "config.yaml"
-    config.write_text(yaml.safe_dump(settings))
-    with (run / "log").open("wb") as log:
-        done = subprocess.run(
-            [sys.executable, "-m", "jobs.train", "--config", str(config), "--local"],
-            stdout=log,
-            stderr=log,
-            check=False,
-            timeout=_TIMEOUT_SECONDS,
-        )
-    if done.returncode:
-        text = (run / "log").read_text(errors="replace")
-        raise RuntimeError(f"{run.name}: exit {done.returncode}\n{text[-4000:]}")
 
 
 def _speed(metrics: Path) -> float:

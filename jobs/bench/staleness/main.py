@@ -13,9 +13,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.bench.retrieval.main import add_data_arguments, load, use_one_core
+from jobs.bench.report import bench_parser
+from jobs.bench.retrieval.main import add_data_arguments, load, named, use_one_core
 from jobs.settings import EXIT_DONE
-from pipeline.schema import InputError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,14 +26,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     from jobs.bench.staleness import report
     from jobs.bench.staleness.measure import WAYS, Bench, Plan, points
 
-    names = {way.name: way for way in WAYS}
     plan = Plan(
         seeds=arguments.seeds,
         real_workers=_numbers(arguments.real_workers),
         simulated_workers=_numbers(arguments.simulated_workers),
         batches=_numbers(arguments.every),
-        ways=[names[each] for each in _known(arguments.ways, list(names))],
-        real_ways=[names[each] for each in _known(arguments.real_ways, list(names))],
+        ways=named("--ways", arguments.ways, WAYS),
+        real_ways=named("--real-ways", arguments.real_ways, WAYS),
     )
     loaded, skipped = load(arguments.datasets.split(","), arguments.data)
     found = []
@@ -48,13 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="headrace bench staleness",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = bench_parser("staleness", __doc__)
     add_data_arguments(parser, default="movielens,taobao")
-    parser.add_argument("--out", type=Path, help="JSON file for the results")
     parser.add_argument("--seeds", type=int, default=1, help="trainings per simulated point")
     parser.add_argument("--real-workers", default="1,2,4", help="clusters; '' for none")
     parser.add_argument("--simulated-workers", default="1,2,8,16", help="'' for none")
@@ -68,10 +62,3 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _numbers(text: str) -> list[int]:
     return [int(each) for each in text.split(",") if each]
-
-
-def _known(text: str | None, names: list[str]) -> list[str]:
-    wanted = names if text is None else text.split(";")
-    if unknown := [each for each in wanted if each not in names]:
-        raise InputError(f"--ways: found {unknown}; expected some of {names}, by semicolons")
-    return wanted

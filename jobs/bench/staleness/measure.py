@@ -11,10 +11,11 @@ from typing import Final
 
 import numpy as np
 
+from jobs.bench.archive import write_archive
 from jobs.bench.retrieval.data import Dataset, Split, test_split
 from jobs.bench.retrieval.train import prepare
 from jobs.bench.retrieval.variants import DEFAULT, FREQUENCY, VARIANTS, model_config
-from jobs.bench.staleness.cluster import Schedule, train, write_archive
+from jobs.bench.staleness.cluster import Schedule, train
 from jobs.bench.staleness.simulate import Simulator
 from models.config import TwoTowerConfig
 from models.evaluate import evaluate_model
@@ -30,6 +31,7 @@ SIZES: Final[Mapping[str, tuple[int, int]]] = {
 }
 """Samples per mini-batch and passes: small mini-batches, for thousands of steps."""
 CUTOFF: Final = 50
+SIMULATED, REAL, OVERLAP = "simulated", "real", "real, overlap"
 _SEED: Final = 1
 VARIANT: Final = next(variant for variant in VARIANTS if variant.name == "all")
 
@@ -86,8 +88,8 @@ class Point:
 
     Attributes:
         dataset: On which data.
-        kind: `simulated`, `real`, or `real, overlap` where a worker pulls a range before it pushes
-            the one before.
+        kind: `SIMULATED`, `REAL`, or `OVERLAP` where a worker pulls a range before it pushes the
+            one before.
         way: How differences were merged.
         workers: How many.
         batches: Mini-batches between exchanges.
@@ -118,11 +120,6 @@ class Bench:
         self._cut: Split = test_split(dataset, max_questions=max_questions)
         self._frequency = FrequencyConfig(**FREQUENCY)
 
-    @property
-    def steps(self) -> int:
-        """Mini-batches of a training."""
-        return self._passes * -(-self._cut.training.num_rows // self._batch_size)
-
     def simulate(self, way: Way, *, workers: int, batches: int, seed: int) -> Point:
         """Trains a simulated cluster."""
         model = TwoTower(self._dataset.specification, self._model(way, workers))
@@ -140,13 +137,19 @@ class Bench:
         alone = int(way.lone_share * len(ranges))
         simulator.run(ranges[:alone], workers=1)
         simulator.run(ranges[alone:], workers=workers)
-        return self._point("simulated", way, (workers, batches, seed), simulator.parameters())
+        return self._point(SIMULATED, way, (workers, batches, seed), simulator.parameters())
 
     def real(self, way: Way, *, workers: int, batches: int, folder: Path, overlap: bool) -> Point:
         """Trains a real cluster."""
         archive = folder / f"{self._dataset.name}-samples"
         if not archive.exists():
-            write_archive(self._cut.training, self._dataset.specification, archive)
+            write_archive(
+                archive,
+                [self._cut.training],
+                self._dataset.specification,
+                day="1970-01-01",
+                row_group_size=32_768,
+            )
         trained = train(
             folder / f"{self._dataset.name}-{way.name}-{workers}-{batches}-{overlap}",
             archive,
@@ -162,7 +165,7 @@ class Bench:
                 alone_samples=int(way.lone_share * self._passes * self._cut.training.num_rows),
             ),
         )
-        kind = "real, overlap" if overlap else "real"
+        kind = OVERLAP if overlap else REAL
         point = self._point(kind, way, (workers, batches, _SEED), trained.parameters)
         return dataclasses.replace(point, samples_per_second=trained.samples_per_second)
 

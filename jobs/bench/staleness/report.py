@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import statistics
 from collections.abc import Sequence
@@ -12,10 +11,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from jobs.bench.report import machine
-from jobs.bench.staleness.measure import CUTOFF, Point
+from jobs.bench.report import write_json
+from jobs.bench.staleness.measure import CUTOFF, OVERLAP, SIMULATED, Point
 
-_OVERLAP = "real, overlap"
 AIM = 0.02
 """Quality at 8 workers is to be within this of one worker's."""
 
@@ -26,16 +24,16 @@ def reference(points: Sequence[Point], *, kind: str, dataset: str) -> float:
     A worker whose pulls overlap its pushes is stale by its own ranges; so all clusters are measured
     by one whose pulls do not, where there is such a point.
     """
-    real = kind != "simulated"
+    real = kind != SIMULATED
     alone = [
         p
         for p in points
-        if (p.kind != "simulated") == real and (p.dataset, p.workers) == (dataset, 1)
+        if (p.kind != SIMULATED) == real and (p.dataset, p.workers) == (dataset, 1)
     ]
     if not alone:
         return math.nan
-    least = min((p.kind == _OVERLAP, p.batches) for p in alone)
-    return statistics.fmean(p.hit_rate for p in alone if (p.kind == _OVERLAP, p.batches) == least)
+    least = min((p.kind == OVERLAP, p.batches) for p in alone)
+    return statistics.fmean(p.hit_rate for p in alone if (p.kind == OVERLAP, p.batches) == least)
 
 
 def quality_table(points: Sequence[Point], *, kind: str, dataset: str) -> Table:
@@ -45,7 +43,7 @@ def quality_table(points: Sequence[Point], *, kind: str, dataset: str) -> Table:
     batches = sorted({p.batches for p in mine})
     table = Table(
         title=f"{dataset}, {kind}: HitRate@{CUTOFF} over one worker's {base:.4f}"
-        + (", samples/s" if kind.startswith("real") else ""),
+        + (", samples/s" if kind != SIMULATED else ""),
         title_justify="left",
     )
     table.add_column("workers", justify="right")
@@ -93,7 +91,7 @@ class Choice:
 
 def choices(points: Sequence[Point]) -> list[Choice]:
     """Returns the best way for each number of workers and of mini-batches, of the simulations."""
-    simulated = [p for p in points if p.kind == "simulated"]
+    simulated = [p for p in points if p.kind == SIMULATED]
     datasets = sorted({p.dataset for p in simulated})
     found = []
     for workers, batches in sorted({(p.workers, p.batches) for p in simulated if p.workers > 1}):
@@ -109,7 +107,7 @@ def choices(points: Sequence[Point]) -> list[Choice]:
                     if (q.dataset, q.way, q.workers, q.batches)
                     == (dataset, p.way, workers, batches)
                 ]
-                base = reference(simulated, kind="simulated", dataset=dataset)
+                base = reference(simulated, kind=SIMULATED, dataset=dataset)
                 shares.append(statistics.fmean(here) / base if here else 0.0)
             worst[p.way] = min(shares)
         best = max(worst, key=lambda way: worst[way])
@@ -123,17 +121,17 @@ def agreement(points: Sequence[Point]) -> Table:
     for heading in ("data set", "cluster", "workers", "merge", "every", "real", "simulated"):
         table.add_column(heading, justify="right")
     for p in points:
-        if not p.kind.startswith("real"):
+        if p.kind == SIMULATED:
             continue
         key = (p.dataset, p.workers, p.way, p.batches)
         twins = [
             q.hit_rate
             for q in points
-            if q.kind == "simulated" and (q.dataset, q.workers, q.way, q.batches) == key
+            if q.kind == SIMULATED and (q.dataset, q.workers, q.way, q.batches) == key
         ]
         if twins:
             ours = p.hit_rate / reference(points, kind=p.kind, dataset=p.dataset)
-            other = statistics.fmean(twins) / reference(points, kind="simulated", dataset=p.dataset)
+            other = statistics.fmean(twins) / reference(points, kind=SIMULATED, dataset=p.dataset)
             cells = (p.dataset, p.kind, str(p.workers), p.way, str(p.batches))
             table.add_row(*cells, f"{ours:.3f}", f"{other:.3f}")
     return table
@@ -144,24 +142,22 @@ def show(points: Sequence[Point]) -> None:
     console = Console(width=150)
     for dataset, kind in dict.fromkeys((p.dataset, p.kind) for p in points):
         console.print(quality_table(points, kind=kind, dataset=dataset))
-    console.print(agreement(points))
-    table = Table(title=f"the best way; aim: within {AIM:.0%}", title_justify="left")
+    best = Table(title=f"the best way; aim: within {AIM:.0%}", title_justify="left")
     for heading in ("workers", "every", "merge", "worst data set", "within"):
-        table.add_column(heading, justify="right")
+        best.add_column(heading, justify="right")
     for choice in choices(points):
         worst, within = f"{choice.worst:.3f}", "yes" if choice.within else "no"
-        table.add_row(str(choice.workers), str(choice.batches), choice.way, worst, within)
-    console.print(table)
+        best.add_row(str(choice.workers), str(choice.batches), choice.way, worst, within)
+    for table in (agreement(points), best):
+        if table.row_count:
+            console.print(table)
 
 
 def write(points: Sequence[Point], out: Path, *, skipped: dict[str, str]) -> None:
     """Writes everything as JSON."""
     content = {
-        "name": "staleness",
-        "machine": machine(),
         "skipped": skipped,
         "points": [dataclasses.asdict(point) for point in points],
         "choices": [dataclasses.asdict(choice) for choice in choices(points)],
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json("staleness", content, out)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from jobs.bench.in_place import parameters
 from models.contract import FeatureValue
 from models.two_tower import TwoTower
 from pipeline.schema import ITEM_ID
@@ -83,9 +84,7 @@ class Simulator:
 
     def parameters(self) -> dict[str, np.ndarray]:
         """Returns copies of the tables and weights, by name."""
-        values = {name: table.variables[0] for name, table in self._state.tables.items()}
-        values |= self._state.weights
-        return {name: value.numpy() for name, value in values.items()}
+        return parameters(self._state)
 
     def _pull_range(self, raw: Features) -> Held:
         features, _, used = compact_all(self._model.encode(raw), None, self._model)
@@ -102,7 +101,7 @@ class Simulator:
             )
             route = self._state.route(summary.buckets, self._state.gaps)
             gaps = tf.gather(self._state.pull_rows(self._state.gaps, route), positions)
-            likely = freq.probability(gaps, self._frequency)
+            likely = freq.probability(gaps, self._frequency, clock=self._state.step.read_value())
             probability, sightings = tf.gather(likely, which), (route, summary)
         return Held(features, self._state.pull(used), probability, sightings)
 

@@ -10,22 +10,20 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import cast
 
 import tensorflow as tf
 
+from jobs.bench.in_place import estimate, handles
 from jobs.bench.stream.synthetic import specification
 from models.config import TwoTowerConfig
 from models.contract import FeatureValue
 from models.features import arrow_features
 from models.two_tower import TwoTower
 from streaming.config import FrequencyConfig
-from streaming.servers import frequency as freq
 from streaming.servers.state import ServerState
-from streaming.servers.variables import Shards
 from streaming.source import Range
 from streaming.sources.archive import ArchiveSource
-from streaming.worker.mini_batches import Handles, MiniBatches
+from streaming.worker.mini_batches import MiniBatches
 
 _CHUNK = 8192
 _WARM_UP_CHUNKS = 4
@@ -77,57 +75,23 @@ class Alone:
 
     def build_estimator(self) -> tf.types.experimental.PolymorphicFunction:
         """Returns the estimator's part alone: ids [num] to their sampling probabilities."""
-
-        def estimate(ids: tf.Tensor) -> tf.Tensor:
-            return self._probability(ids, tf.size(ids, out_type=tf.int64))
-
-        return tf.function(estimate, autograph=False, reduce_retracing=True)
+        return tf.function(self._probability, autograph=False, reduce_retracing=True)
 
     def _learn(self, raw: Mapping[str, FeatureValue]) -> tf.Tensor:
         num_samples = tf.size(raw["item_id"], out_type=tf.int64)
-        probability = self._probability(raw["item_id"], num_samples)
+        probability = self._probability(raw["item_id"])
         return self._batches.learn(
             self._model.encode(raw),
-            self._handles(),
+            handles(self._state),
             probability=probability,
             num_samples=num_samples,
         ).loss_sum
 
-    def _probability(self, ids: tf.Tensor, num_samples: tf.Tensor) -> tf.Tensor:
-        state = self._state
-        num_batches = -(-num_samples // self._batch_size)
-        buckets, which = freq.distinct_buckets(ids, self._config)
-        summary, positions = freq.summarise(
-            buckets,
-            which,
-            batch_size=self._batch_size,
-            num_batches=num_batches,
-            alpha=self._config.alpha,
-        )
-        last_seen, gaps = (
-            cast(Shards, array).variables[0] for array in (state.last_seen, state.gaps)
-        )
-        held = tf.gather(gaps, summary.buckets)
-        composed = freq.compose(
-            summary,
-            last_seen=tf.gather(last_seen, summary.buckets),
-            gaps=held,
-            clock=state.step.read_value(),
-            alpha=self._config.alpha,
-        )
-        last_seen.scatter_update(tf.IndexedSlices(composed[0], summary.buckets))
-        gaps.scatter_update(tf.IndexedSlices(composed[1], summary.buckets))
-        state.step.assign_add(num_batches)
-        likely = freq.probability(tf.gather(held, positions), self._config)
-        return tf.gather(likely, which)
-
-    def _handles(self) -> dict[str, Handles]:
-        state = self._state
-        values = {name: table.variables[0] for name, table in state.tables.items()}
-        values |= state.weights
-        sums = {name: total.variables[0] for name, total in state.table_sums.items()}
-        sums |= state.weight_sums
-        return {name: Handles(value.handle, sums[name].handle) for name, value in values.items()}
+    def _probability(self, ids: tf.Tensor) -> tf.Tensor:
+        likely = estimate(self._state, ids, self._config, batch_size=self._batch_size)
+        num_samples = tf.size(ids, out_type=tf.int64)
+        self._state.step.assign_add(-(-num_samples // self._batch_size))
+        return likely
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 import time
@@ -12,8 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from jobs.bench.launch import training
 from jobs.bench.stream.processor import processor_seconds
 from jobs.bench.stream.synthetic import DIM, SPECIFICATION, TOPIC
 
@@ -52,24 +50,14 @@ def run_cluster(
         size: Samples per mini-batch.
         cluster: What `train.cluster` is to have, beside one parameter server.
     """
-    run.mkdir()
     settings = _settings(run, samples, source=source, address=address, size=size, cluster=cluster)
-    (run / "config.yaml").write_text(yaml.safe_dump(settings))
-    code = "import sys; from jobs.bench.stream.cluster import launch; sys.exit(launch(sys.argv[1]))"
-    with (
-        (run / "log").open("wb") as log,
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(run / "config.yaml")],
-            env=os.environ | {"BENCH_SOURCE": source},
-            stdout=log,
-            stderr=log,
-        ) as process,
-    ):
+    with training(
+        run,
+        settings,
+        module="jobs.bench.stream.process",
+        environment={"BENCH_SOURCE": source},
+    ) as process:
         used = _watch(process, run / "metrics.jsonl")
-    if process.returncode:
-        raise RuntimeError(
-            f"{run.name}: exit {process.returncode}\n{(run / 'log').read_text()[-4000:]}"
-        )
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     # Not from before the first range, nor from after the last, which are start and end.
     begin = next(place for place, line in enumerate(lines) if line["stream/samples"])
@@ -114,17 +102,6 @@ def _settings(
             "cluster": {"parameter_servers": 1, **cluster},
         },
     }
-
-
-def launch(config: str) -> int:
-    """Runs a benchmark cluster's processes; called in a process of its own."""
-    from jobs.local import LocalCluster
-    from streaming.config import ClusterConfig
-
-    train = yaml.safe_load(Path(config).read_text())["train"]
-    command = [sys.executable, "-m", "jobs.bench.stream.process", "--config", config]
-    cluster = ClusterConfig(**train["cluster"])
-    return LocalCluster(command, cluster, directory=train["directory"]).run()
 
 
 def run_module(module: str, *arguments: str | int | Path) -> Speed:

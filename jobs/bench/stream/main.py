@@ -26,13 +26,12 @@ import argparse
 import contextlib
 import itertools
 import logging
-import os
 import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from jobs.bench.report import Cell, write_report
+from jobs.bench.report import Cell, add_broker_argument, bench_parser, write_report
 from jobs.bench.stream.cluster import Speed, run_cluster, run_module
 from jobs.bench.stream.synthetic import (
     EXAMPLE_TOPIC,
@@ -75,22 +74,12 @@ _RATIOS = [
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark."""
-    parser = argparse.ArgumentParser(
-        prog="headrace bench stream",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--out", type=Path, help="JSON file for the results")
+    parser = bench_parser("stream", __doc__)
     parser.add_argument("--samples", type=int, default=800_000, help="samples a round trains on")
     parser.add_argument("--rounds", type=int, default=3, help="rounds per variant")
     parser.add_argument("--variants", default=",".join(_VARIANTS), help="comma-separated, of those")
     parser.add_argument("--batch-sizes", default="1024,4096", help="comma-separated")
-    parser.add_argument(
-        "--kafka",
-        metavar="HOST:PORT",
-        default=os.environ.get("HEADRACE_KAFKA"),
-        help="a broker to use; without it, the tests' own is started, if this is a checkout",
-    )
+    add_broker_argument(parser)
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as name:
         folder = Path(name)

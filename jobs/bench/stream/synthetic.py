@@ -13,11 +13,10 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pipeline.manifest import MANIFEST_NAME, Manifest, OutputFile
+from jobs.bench.archive import write_archive
 from pipeline.publish import PublishConfig, publish
-from pipeline.schema import InputError, schema_fingerprint
+from pipeline.schema import InputError
 from pipeline.specification import Specification
 
 logger = logging.getLogger(__name__)
@@ -52,14 +51,22 @@ def specification() -> Specification:
     return Specification.model_validate(SPECIFICATION)
 
 
-def write_samples(folder: Path, count: int) -> None:
-    """Writes `count` samples as `headrace samples` would."""
-    schema = specification().sample_schema
+def write_samples(folder: Path, count: int, described: Specification | None = None) -> None:
+    """Writes `count` samples as `headrace samples` would.
+
+    Args:
+        folder: To make.
+        count: How many.
+        described: What they are samples of, if its tables have other sizes than this benchmark's.
+    """
+    described = described or specification()
+    parts = _parts(count // _PARTS, described.sample_schema)
+    write_archive(folder, parts, described, day="2026-01-01", row_group_size=32_768)
+
+
+def _parts(rows: int, schema: pa.Schema) -> Iterator[pa.Table]:
     random = np.random.default_rng(1)
-    day, files = folder / "dt=2026-01-01", []
-    day.mkdir(parents=True)
-    for part in range(_PARTS):
-        rows = count // _PARTS
+    for _ in range(_PARTS):
         # Zipf with exponent 1.1, folded into the catalogue.
         items = (random.zipf(1.1, rows * (HISTORY + 1)) % ITEMS).astype(np.int64)
         history = pa.ListArray.from_arrays(
@@ -74,26 +81,7 @@ def write_samples(folder: Path, count: int) -> None:
             "reward": np.ones(rows, np.float32),
             "history_item_id": history,
         }
-        path = day / f"part-{part:05}.parquet"
-        pq.write_table(pa.table(columns, schema=schema), path, row_group_size=32_768)
-        files.append(
-            OutputFile(
-                path=f"{day.name}/{path.name}", day="2026-01-01", part=part, rows=rows, sha256=""
-            )
-        )
-    manifest = Manifest(
-        sample_schema=schema_fingerprint(schema),
-        config="",
-        specification="",
-        watermark_ms=None,
-        num_parts=_PARTS,
-        counts={},
-        rejects={},
-        outcomes={},
-        inputs=[],
-        files=files,
-    )
-    (folder / MANIFEST_NAME).write_text(manifest.model_dump_json())
+        yield pa.table(columns, schema=schema)
 
 
 def publish_samples(samples: Path, address: str, *, topic: str) -> None:

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 from jobs.live.companion import Companion
+from tests.waiting import wait_until
 
 PROGRAM = """
 import signal, sys, time
@@ -30,10 +31,7 @@ time.sleep(60)
 def run(log: Path, code: int, *, until: str, count: int) -> list[str]:
     command = [sys.executable, "-c", PROGRAM, str(log), str(code)]
     with Companion("clerk", command, delay=0.01):
-        deadline = time.monotonic() + 60
-        while not log.exists() or log.read_text().count(until) < count:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(lambda: log.exists() and log.read_text().count(until) >= count)
         time.sleep(0.1 if code == 2 else 0)
     return log.read_text().splitlines()
 

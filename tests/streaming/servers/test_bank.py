@@ -15,6 +15,7 @@ from streaming.servers.bank import Bank
 from streaming.servers.state import ServerState
 from streaming.worker.step import SUMS, RangeFunction, Report
 from tests.streaming.remembering import Remembering
+from tests.streaming.worker import ranges
 
 FLOOR = 1000
 SIZE, BATCH = 12, 4
@@ -46,13 +47,8 @@ def make(servers: int, *, warm_up: int = 0, size: int = SIZE) -> tuple[ServerSta
     return state, RangeFunction(state, batch_size=BATCH).build()
 
 
-def run(function, sequence: int, start: int, end: int):
-    report = function(
-        tf.constant([[0, FLOOR + sequence]], tf.int64),
-        tf.constant([["numbers", "numbers"]]),
-        tf.constant([[0, start, end, 0, 0, 0]], tf.int64),
-    )
-    return Report(*[values[0] for values in report])
+def run(function, sequence: int, start: int, end: int) -> Report:
+    return ranges.run(function, slot=0, sequence=FLOOR + sequence, start=start, end=end)
 
 
 def held(state: ServerState) -> dict[str, list]:

@@ -75,7 +75,8 @@ class Server:
         self.step += num_batches
 
     def mean_gap(self) -> np.ndarray:
-        found = freq.probability(self.gaps.numpy()[np.newaxis], self.config)
+        clock = tf.constant(self.step)
+        found = freq.probability(self.gaps.numpy()[np.newaxis], self.config, clock=clock)
         return 1 / found.numpy()
 
 
@@ -99,17 +100,26 @@ def test_a_rare_item_is_known_from_its_second_sighting_on():
     server = Server(2, alpha=0.01, initial_gap=100.0)
     for sighting in range(1, 11):
         server.push(server.summarise(np.array([[1]]), 1), 10_000)
-        expected = 100.0 if sighting == 1 else 10_000.0
+        expected = 1000.0 if sighting == 1 else 10_000.0  # ten times as long as at first
         assert server.mean_gap()[1] == pytest.approx(expected, rel=1e-4)
+
+
+def test_an_item_without_a_gap_has_that_of_the_stream_so_far_within_limits():
+    gaps = tf.constant([[[0.0, 0.0], [0.0, 1.0]]])
+    config = FrequencyConfig(initial_gap=50.0)
+    for clock, expected in ((0, 50.0), (49, 50.0), (200, 200.0), (500, 500.0), (9999, 500.0)):
+        found = freq.probability(gaps, config, clock=tf.constant(clock, tf.int64))
+        np.testing.assert_allclose(found, [1 / expected] * 2)
 
 
 def test_an_item_that_was_never_seen_has_no_probability_as_a_draw_from_elsewhere():
     # Item 0 was never seen, though one of its buckets was; 1 once; 2 twice, 4 batches apart.
     gaps = np.array([[[0, 0], [0, 1], [0.04, 2]], [[0.5, 9], [0, 1], [0.04, 2]]], np.float32)
     config = FrequencyConfig(alpha=0.01, initial_gap=50.0)
-    drawn = freq.probability(tf.constant(gaps), config, unseen=0.0)
+    clock = tf.constant(9)
+    drawn = freq.probability(tf.constant(gaps), config, clock=clock, unseen=0.0)
     np.testing.assert_allclose(drawn, [0, 1 / 50, 1 / 4], rtol=1e-5)
-    own = freq.probability(tf.constant(gaps), config)
+    own = freq.probability(tf.constant(gaps), config, clock=clock)
     np.testing.assert_allclose(own, [1 / 50, 1 / 50, 1 / 4], rtol=1e-5)
     assert freq.never_seen(tf.constant(gaps)).numpy().tolist() == [True, False, False]
 
@@ -162,7 +172,8 @@ def test_many_workers_give_the_sequential_result_in_the_order_of_their_pushes():
 def test_the_largest_gap_of_the_hashes_counts_and_probabilities_stay_below_one():
     # After very many sightings the weights sum to 1.
     gaps = tf.constant([[[10.0, 1e6], [0.2, 1e6]], [[40.0, 1e6], [0.5, 1e6]]])
-    np.testing.assert_allclose(freq.probability(gaps, FrequencyConfig()), [1 / 40, 1.0])
+    found = freq.probability(gaps, FrequencyConfig(), clock=tf.constant(0))
+    np.testing.assert_allclose(found, [1 / 40, 1.0])
 
 
 def test_two_hashes_keep_apart_and_positions_point_back():

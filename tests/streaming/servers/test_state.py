@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -12,7 +15,7 @@ import tensorflow as tf  # isort: skip
 from streaming.servers.merge import Parameter
 from streaming.servers.push import Mark
 from streaming.servers.state import Pulled, ServerState
-from tests.streaming.counting import CountingModel
+from tests.streaming.counting.model import CountingModel
 
 ROWS = 6
 
@@ -118,3 +121,70 @@ def test_rows_come_in_the_order_of_the_request_from_any_number_of_servers():
         pulled = pull(state, [5, 0, 3, 2])
         assert pulled.parameters["counter"].value.numpy()[:, 0].tolist() == [5, 0, 3, 2]
         assert pulled.touches["counter"].numpy().tolist() == [0, 0, 0, 0]
+
+
+def add_one(state: ServerState, sequence: int) -> int:
+    """Adds 1 to row 2 in one call, as a worker does; returns how many servers applied it."""
+
+    @tf.function(autograph=False)
+    def step(number: tf.Tensor) -> tf.Tensor:
+        pulled = pull(state, [2])
+        learned = {
+            name: Parameter(parameter.value + 1.0, None)
+            for name, parameter in pulled.parameters.items()
+        }
+        mark = Mark(tf.constant(0, tf.int64), number)
+        return state.push(
+            mark,
+            pulled=pulled,
+            learned=learned,
+            sightings=None,
+            num_batches=tf.constant(1, tf.int64),
+        ).applied
+
+    return int(step(tf.constant(sequence, tf.int64)))
+
+
+def test_a_try_that_waited_for_another_puts_back_no_mark() -> None:
+    state = make("sum", servers=1)
+    mutex = tf.raw_ops.MutexV2(shared_name="headrace/push/0")
+    lock = tf.raw_ops.MutexLock(mutex=mutex)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(add_one, state, 11)
+        time.sleep(1.0)
+        assert not waiting.done()
+        # The same push comes by another worker, and is applied.
+        for marks in (state.begun, state.applied):
+            marks[0][0].assign(11)
+        state.tables["counter"].variables[0][2].assign([1.0])
+        tf.raw_ops.ConsumeMutexLock(mutex_lock=lock)
+        del lock
+        assert waiting.result(timeout=60) == 0
+    assert add_one(state, 11) == 0
+    assert table(state)[2] == 1.0
+    assert state.begun[0].numpy()[0] == state.applied[0].numpy()[0] == 11
+
+
+@pytest.mark.parametrize("servers", [1, 2])
+def test_a_push_that_was_withdrawn_before_it_came_never_counts(servers: int) -> None:
+    state = make("sum", servers=servers)
+    pulled = pull(state, [0, 5])
+    assert state.withdraw(0, 1) == 0
+    push(state, pulled, slot=0, sequence=1)
+    assert table(state) == [0.0] * 6
+    push(state, pull(state, [0, 5]), slot=0, sequence=2)  # the slot goes on
+    assert table(state) == [1.0, 0, 0, 0, 0, 1.0]
+    assert state.withdraw(0, 2) == servers  # too late
+    assert state.withdraw(0, 3) == 0
+
+
+def test_a_push_that_had_come_to_one_server_is_not_withdrawn_from_the_other() -> None:
+    state = make("sum", servers=2)
+    pulled = pull(state, [0, 5])
+    push(state, pulled, slot=0, sequence=1)
+    # As if the second server had not seen it: a retry may still complete it there.
+    state.begun[1][0].assign(0)
+    state.applied[1][0].assign(0)
+    assert state.withdraw(0, 1) == 1
+    push(state, pulled, slot=0, sequence=1)
+    assert table(state) == [1.0, 0, 0, 0, 0, 2.0]

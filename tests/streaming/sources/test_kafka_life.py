@@ -17,7 +17,8 @@ from pipeline.topics.record import encode
 from streaming.source import Partition, Place, Range, SourceUnavailableError
 from streaming.sources.kafka import KafkaSource, KafkaSourceConfig
 from tests.kafka.broker import Broker
-from tests.kafka.topics import create, produce, wait_until
+from tests.kafka.topics import create, produce
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.kafka
 

@@ -3,43 +3,23 @@
 from __future__ import annotations
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from streaming.config import StreamConfig
-from streaming.source import Partition, Range, ReadResult, Reject
+from streaming.source import Partition, Range, Reject
 from streaming.worker.dead_letters import DeadLetterFiles
 from streaming.worker.reader import COUNTS, NO_TIME, RangeReader, Status, shuffled
 
 import tensorflow as tf  # isort: skip
 
 from models.contract import Input
+from tests.streaming.worker.ranges import NumberSource
 
 CLICKS, VIEWS = Partition("clicks", 0), Partition("views", 1)
 
 
-class Source:
-    """A record is a sample of eight bytes, or several; its time is its offset times ten."""
-
-    def __init__(self) -> None:
-        self.reads: list[Range] = []
-        self.samples_per_record = 1
-        self.rejects: list[Reject] = []
-
-    def read(self, wanted: Range) -> ReadResult:
-        self.reads.append(wanted)
-        offsets = [
-            offset
-            for offset in range(wanted.start, wanted.end)
-            for _ in range(self.samples_per_record)
-        ]
-        numbers = pa.array(offsets, pa.int64())
-        times = pa.array([10 * offset for offset in reversed(offsets)], pa.int64())
-        return ReadResult(pa.table({"item_id": numbers, "timestamp_ms": times}), self.rejects, 0)
-
-
-def make(tmp_path, **stream: int) -> tuple[Source, RangeReader]:
-    source = Source()
+def make(tmp_path, **stream: int) -> tuple[NumberSource, RangeReader]:
+    source = NumberSource()
     inputs = [Input(name="item_id", dtype=tf.int64, table="any")]
     return source, RangeReader(
         source, inputs, dead_letters=DeadLetterFiles(tmp_path), stream=StreamConfig(**stream)

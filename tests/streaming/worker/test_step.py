@@ -2,67 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from streaming.config import FrequencyConfig
-from streaming.source import ReadResult, Reject, SchemaMismatchError, SourceUnavailableError
+from streaming.source import Reject, SchemaMismatchError, SourceUnavailableError
 from streaming.worker.dead_letters import DeadLetterFiles
 from streaming.worker.reader import RangeReader, Status
 
 import tensorflow as tf  # isort: skip
 
-from models.contract import (
-    FeatureValue,
-    Input,
-    Optimizer,
-    Outcome,
-    Sampling,
-    Table,
-    Tensors,
-    Weight,
-)
+from models.contract import Input, Optimizer, Outcome, Table, Weight
 from streaming.servers.state import ServerState
 from streaming.worker.step import COUNTS, SUMS, RangeFunction, Report
-from tests.streaming.counting import CountingModel
+from tests.streaming.counting.model import CountingModel
+from tests.streaming.worker.ranges import NumberSource, run
 
 FREQUENCY = FrequencyConfig(hashes=2, buckets=64, alpha=0.1)
 FLOOR = 1000
 
 
-class NumberSource:
-    """Sample n has item id n. `read` may be told to fail."""
-
-    def __init__(self) -> None:
-        self.error: Exception | None = None
-        self.rejects: list[Reject] = []
-        self.reads = 0
-
-    def read(self, wanted):
-        self.reads += 1
-        if self.error is not None:
-            raise self.error
-        numbers = pa.array(range(wanted.start, wanted.end), pa.int64())
-        return ReadResult(pa.table({"item_id": numbers}), self.rejects, 0)
-
-
 def read_now(reader: RangeReader, start: int, end: int) -> list[np.ndarray]:
     topics = np.array([b"numbers", b"numbers"], object)
     return reader._read_for_graph(topics, np.array([0, start, end, 0, 0, 0]))
-
-
-def run(function, *, slot: int, sequence: int, start: int, end: int) -> Report:
-    report = function(
-        tf.constant([[slot, sequence]], tf.int64),
-        tf.constant([["numbers", "numbers"]]),
-        tf.constant([[0, start, end, 0, 0, 0]], tf.int64),
-    )
-    return Report(*[values[0] for values in report])
 
 
 def fly(function, ranges):
@@ -136,15 +101,7 @@ def test_a_push_that_reached_one_server_is_finished_on_the_others_only(tmp_path)
 class Overflowing(CountingModel):
     """Its loss is 0, and the gradient of that infinite."""
 
-    def loss(
-        self,
-        features: Mapping[str, FeatureValue],
-        *,
-        tables: Tensors,
-        weights: Tensors,
-        sampling: Sampling,
-    ) -> Outcome:
-        del weights, sampling
+    def loss(self, features, *, tables, **_) -> Outcome:
         return Outcome(tf.sqrt(tf.reduce_sum(tf.gather(tables["counter"], features["item_id"]))))
 
 
@@ -224,7 +181,7 @@ def test_a_read_ahead_is_used(tmp_path):
     topics = tf.constant([["numbers", "numbers"]])
     function([[0, FLOOR + 1]], topics, tf.constant([[0, 0, 10, 0, 10, 20]], tf.int64))
     function([[0, FLOOR + 2]], topics, tf.constant([[0, 10, 20, 0, 0, 0]], tf.int64))
-    assert source.reads == 2
+    assert len(source.reads) == 2
     assert table_of(state, "counter").sum() == 20
 
 
@@ -258,17 +215,10 @@ class Regression:
         self.candidate_input = None
         self.corpus, self.bank = None, None
 
-    def encode(self, features: Mapping[str, FeatureValue]) -> dict[str, FeatureValue]:
+    def encode(self, features):
         return {"item_id": features["item_id"] % 6}
 
-    def loss(
-        self,
-        features: Mapping[str, FeatureValue],
-        *,
-        tables: Tensors,
-        weights: Tensors,
-        sampling: Sampling,
-    ) -> Outcome:
+    def loss(self, features, *, tables, weights, sampling) -> Outcome:
         assert sampling.sampling_probability is None
         rows = tf.gather(tables["rows"], features["item_id"])
         error = tf.linalg.matvec(rows, weights["w"]) - 1.0

@@ -15,9 +15,9 @@ from streaming.checkpoints.saver import Saver, Schedule, Snapshot
 from streaming.checkpoints.store import CheckpointStore, Freshness, NoSpaceError, load_checkpoint
 from streaming.config import CheckpointConfig
 from streaming.ledger import Ledger
-from tests.streaming.test_checkpoint import fill, make_state, values
-from tests.streaming.test_coordinator import SAMPLES, Run, _wait_until
-from tests.streaming.test_coordinator import run as run
+from tests.streaming.checkpoints.states import fill, make_state, values
+from tests.streaming.coordinating import SAMPLES, Run
+from tests.waiting import wait_until
 
 SNAPSHOT = Snapshot(
     ledger=Ledger({}, {}),
@@ -192,18 +192,18 @@ def test_a_runs_endpoints_say_what_its_ledger_says(run: Run, caplog) -> None:
     run.source.ends = dict.fromkeys(run.source.ends, 20)
     thread = threading.Thread(target=coordinator.run)
     thread.start()
-    _wait_until(lambda: "metrics and health at" in caplog.text)
+    wait_until(lambda: "metrics and health at" in caplog.text)
     address = caplog.text.split("metrics and health at ")[1].split("/metrics")[0]
-    _wait_until(lambda: "headrace_stream_samples_total 40.0" in _get(address + "/metrics"))
-    _wait_until(lambda: _get(address + "/readyz") == "ok\n")
+    wait_until(lambda: "headrace_stream_samples_total 40.0" in _get(address + "/metrics"))
+    wait_until(lambda: _get(address + "/readyz") == "ok\n")
     run.cluster.fates = [wait] * 8
     run.source.ends = dict.fromkeys(run.source.ends, 200)
     assert held.wait(60)
-    _wait_until(lambda: "no range was finished for" in _get(address + "/readyz"))
+    wait_until(lambda: "no range was finished for" in _get(address + "/readyz"))
     assert _get(address + "/healthz") == "ok\n"
     hold.set()
-    _wait_until(lambda: "headrace_stream_samples_total 400.0" in _get(address + "/metrics"))
-    _wait_until(lambda: _get(address + "/readyz") == "ok\n")
+    wait_until(lambda: "headrace_stream_samples_total 400.0" in _get(address + "/metrics"))
+    wait_until(lambda: _get(address + "/readyz") == "ok\n")
     assert "headrace_cluster_workers 2.0" in _get(address + "/metrics")
     coordinator.stop()
     thread.join(60)

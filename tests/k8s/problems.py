@@ -1,79 +1,18 @@
-"""Renders the Kubernetes manifests and checks them: schemas first, then what schemas miss."""
+"""What can be wrong with manifests that are valid by their schemas."""
 
 from __future__ import annotations
 
-import copy
 import re
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import kubernetes_validate
-import pytest
 import yaml
 
-from jobs.main import COMMANDS
-from jobs.settings import UniqueKeyLoader
 from streaming.cluster import Topology, index_from_hostname
+from tests.k8s.rendering import Objects, arguments, container, of_kind, pod, selects
 
-ROOT = Path(__file__).resolve().parent.parent
-LAYERS = ("base", "overlays/small", "overlays/production")
-BIN = Path(sys.executable).parent
 UNITS = {"m": 1e-3, "": 1.0, "Mi": 2.0**20, "Gi": 2.0**30}
-
-Objects = list[dict[str, Any]]
-
-
-def render(layer: str) -> Objects:
-    done = subprocess.run(
-        [BIN / "kubectl", "kustomize", ROOT / "k8s" / layer], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert "deprecated" not in done.stderr
-    return list(yaml.load_all(done.stdout, UniqueKeyLoader))
-
-
-@pytest.fixture(scope="module", params=LAYERS)
-def rendered(request: pytest.FixtureRequest) -> Objects:
-    return render(request.param)
-
-
-@pytest.fixture(scope="module")
-def base() -> Objects:
-    return render("base")
-
-
-def of_kind(objects: Objects, *kinds: str) -> Objects:
-    return [each for each in objects if each["kind"] in kinds]
-
-
-def named(objects: Objects, kind: str, name: str) -> dict[str, Any]:
-    return next(o for o in of_kind(objects, kind) if o["metadata"]["name"] == name)
-
-
-def pod(workload: dict[str, Any]) -> dict[str, Any]:
-    return workload["spec"]["template"]["spec"]
-
-
-def container(workload: dict[str, Any]) -> dict[str, Any]:
-    (only,) = pod(workload)["containers"]
-    return only
-
-
-def arguments(workload: dict[str, Any], objects: Objects) -> dict[str, str]:
-    """Returns the container's flags, with variables filled in as the kubelet does."""
-    found = container(workload)
-    names = [source["configMapRef"]["name"] for source in found.get("envFrom", [])]
-    values = {k: v for name in names for k, v in named(objects, "ConfigMap", name)["data"].items()}
-    flags = [re.sub(r"\$\((\w+)\)", lambda m: values[m[1]], text) for text in found["args"][1:]]
-    return {name: value for name, _, value in (flag.partition("=") for flag in flags)}
-
-
-def quantity(text: str) -> float:
-    number, unit = re.fullmatch(r"([\d.]+)(\D*)", str(text)).groups()  # type: ignore[union-attr]
-    return float(number) * UNITS[unit]
 
 
 def problems(objects: Objects) -> Iterator[str]:
@@ -93,6 +32,23 @@ def problems(objects: Objects) -> Iterator[str]:
     yield from network_problems(objects)
     if len({o["metadata"].get("namespace") for o in objects if o["kind"] != "Namespace"}) != 1:
         yield "objects in several namespaces"
+
+
+def service_problems(service: dict[str, Any], workloads: Objects) -> Iterator[str]:
+    name, spec = service["metadata"]["name"], service["spec"]
+    served = [w for w in workloads if selects(spec["selector"], w)]
+    governed = [
+        w for w in workloads if name in (w["spec"].get("serviceName"), pod(w).get("subdomain"))
+    ]
+    if len(served) != 1 or served != governed:
+        yield f"service {name}: selects other pods than those that are named by it"
+        return
+    if spec["clusterIP"] != "None" or not spec.get("publishNotReadyAddresses"):
+        yield f"service {name}: must be headless and publish names before pods are ready"
+    ports = {port["name"]: port["containerPort"] for port in container(served[0])["ports"]}
+    for port in spec["ports"]:
+        if ports.get(port["targetPort"]) != port["port"]:
+            yield f"service {name}: port {port} is not among the pods' {ports}"
 
 
 def network_problems(objects: Objects) -> Iterator[str]:
@@ -123,10 +79,6 @@ def _peers(objects: Objects, workload: dict[str, Any], port: str) -> list[dict[s
         if port in [each["port"] for each in rule["ports"]]
         for peer in rule["from"]
     ]
-
-
-def selects(wanted: dict[str, str], workload: dict[str, Any]) -> bool:
-    return wanted.items() <= workload["spec"]["template"]["metadata"]["labels"].items()
 
 
 def label_problems(workload: dict[str, Any], objects: Objects) -> Iterator[str]:
@@ -207,6 +159,11 @@ def resource_problems(workload: dict[str, Any], objects: Objects) -> Iterator[st
         yield "too short a grace period"
 
 
+def quantity(text: str) -> float:
+    number, unit = re.fullmatch(r"([\d.]+)(\D*)", str(text)).groups()  # type: ignore[union-attr]
+    return float(number) * UNITS[unit]
+
+
 def address_problems(workload: dict[str, Any], objects: Objects) -> Iterator[str]:
     """Checks that every address passed to a role is the name of a pod that will be."""
     flags = arguments(workload, objects)
@@ -271,158 +228,3 @@ CHECKS = (
     probe_problems,
 )
 CHECKS_OF_ALL = (exporter_problems, reference_problems, thread_problems, resource_problems)
-
-
-def service_problems(service: dict[str, Any], workloads: Objects) -> Iterator[str]:
-    name, spec = service["metadata"]["name"], service["spec"]
-    served = [w for w in workloads if selects(spec["selector"], w)]
-    governed = [
-        w for w in workloads if name in (w["spec"].get("serviceName"), pod(w).get("subdomain"))
-    ]
-    if len(served) != 1 or served != governed:
-        yield f"service {name}: selects other pods than those that are named by it"
-        return
-    if spec["clusterIP"] != "None" or not spec.get("publishNotReadyAddresses"):
-        yield f"service {name}: must be headless and publish names before pods are ready"
-    ports = {port["name"]: port["containerPort"] for port in container(served[0])["ports"]}
-    for port in spec["ports"]:
-        if ports.get(port["targetPort"]) != port["port"]:
-            yield f"service {name}: port {port} is not among the pods' {ports}"
-
-
-def test_manifests_are_valid_by_the_published_schemas(rendered: Objects) -> None:
-    assert rendered
-    for each in rendered:
-        kubernetes_validate.validate(each, "1.30", strict=True)
-
-
-def test_manifests_have_none_of_the_faults_that_schemas_miss(rendered: Objects) -> None:
-    assert list(problems(rendered)) == []
-
-
-@pytest.mark.parametrize(
-    ("layer", "kind"),
-    [("base", "Job"), ("overlays/small", "Job"), ("overlays/production", "StatefulSet")],
-)
-def test_a_run_without_end_has_a_coordinator_that_comes_back(layer: str, kind: str) -> None:
-    objects = render(layer)
-    workloads = of_kind(objects, "StatefulSet", "Job")
-    (found,) = [w for w in workloads if arguments(w, objects)["--role"] == "coordinator"]
-    assert (found["kind"], found["metadata"]["name"]) == (kind, "headrace-coordinator")
-    if kind == "StatefulSet":
-        assert found["spec"]["replicas"] == 1
-        assert pod(found)["restartPolicy"] == "Always"
-        assert found["spec"]["serviceName"] == "headrace-coordinator"
-        assert pod(found)["terminationGracePeriodSeconds"] >= 300, "it saves on its way out"
-
-
-def test_every_source_file_has_each_key_once() -> None:
-    for path in [*(ROOT / "k8s").rglob("*.yaml"), *(ROOT / "jobs" / "configs").glob("*.yaml")]:
-        assert list(yaml.load_all(path.read_text(), UniqueKeyLoader)), path
-
-
-def test_the_config_map_holds_all_files_of_jobs_configs_as_they_are(base: Objects) -> None:
-    (found,) = [o for o in of_kind(base, "ConfigMap") if "configs" in o["metadata"]["name"]]
-    files = set((ROOT / "jobs" / "configs").glob("*.yaml"))
-    files -= {ROOT / "jobs" / "configs" / "kustomization.yaml"}
-    assert found["data"] == {path.name: path.read_text() for path in files}
-
-
-def test_pods_run_commands_that_exist_with_flags_that_they_have(base: Objects) -> None:
-    workloads = of_kind(base, "StatefulSet", "Job", "Deployment")
-    commands = {container(workload)["args"][0] for workload in workloads}
-    assert commands <= {name for group in COMMANDS.values() for name in group}
-    shown = {command: _help(command) for command in commands}
-    roles = re.search(r"--role \{([\w,]+)\}", shown["train"])
-    assert roles is not None
-    for workload in workloads:
-        command, flags = container(workload)["args"][0], arguments(workload, base)
-        assert set(flags) <= set(re.findall(r"--\w+", shown[command]))
-        assert flags.get("--role", "worker") in roles[1].split(",")
-
-
-def _help(command: str) -> str:
-    return subprocess.run(
-        [sys.executable, "-m", "jobs.main", command, "--help"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-
-
-def test_the_image_is_built_as_its_linter_wants_it() -> None:
-    done = subprocess.run(
-        [BIN / "hadolint", ROOT / "k8s" / "Dockerfile"], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout
-
-
-def change(path: str, value: object) -> Callable[[dict[str, Any]], None]:
-    """Returns a function that sets a value inside an object; a list is entered at its start."""
-
-    def apply(target: dict[str, Any]) -> None:
-        here: Any = target
-        *parents, last = path.split(".")
-        for part in parents:
-            here = here[0][part] if isinstance(here, list) else here[part]
-        here = here[0] if isinstance(here, list) else here
-        here[last] = value
-
-    return apply
-
-
-POD = "spec.template.spec"
-
-
-@pytest.mark.parametrize(
-    ("kind", "name", "path", "value"),
-    [
-        ("StatefulSet", "headrace-ps", "spec.selector.matchLabels", {"app": "other"}),
-        ("StatefulSet", "headrace-ps", "spec.podManagementPolicy", "OrderedReady"),
-        ("StatefulSet", "headrace-ps", "spec.replicas", 2),
-        ("StatefulSet", "headrace-ps", "spec.serviceName", "headrace-worker"),
-        ("StatefulSet", "headrace-ps", f"{POD}.restartPolicy", "OnFailure"),
-        ("StatefulSet", "headrace-ps", f"{POD}.containers.resources.requests.cpu", "1"),
-        ("StatefulSet", "headrace-worker", f"{POD}.containers.resources.requests.memory", "9Gi"),
-        ("StatefulSet", "headrace-worker", f"{POD}.containers.ports.containerPort", 2223),
-        ("StatefulSet", "headrace-worker", f"{POD}.containers.ports.name", "http"),
-        ("StatefulSet", "headrace-worker", f"{POD}.containers.volumeMounts.name", "nothing"),
-        ("StatefulSet", "headrace-worker", f"{POD}.volumes.configMap.name", "other"),
-        ("StatefulSet", "headrace-worker", f"{POD}.containers.workingDir", "/tmp"),
-        ("StatefulSet", "headrace-worker", "metadata.namespace", "other"),
-        ("Job", "headrace-coordinator", f"{POD}.restartPolicy", "OnFailure"),
-        ("Job", "headrace-coordinator", f"{POD}.containers.name", "main"),
-        ("Job", "headrace-coordinator", f"{POD}.subdomain", "headrace"),
-        ("Job", "headrace-coordinator", "spec.completionMode", "NonIndexed"),
-        ("Job", "headrace-coordinator", "spec.podFailurePolicy.rules.action", "Count"),
-        ("Job", "headrace-coordinator", "spec.backoffLimit", 6),
-        (
-            "StatefulSet",
-            "headrace-worker",
-            f"{POD}.containers.env",
-            [
-                {
-                    "name": "TF_NUM_INTRAOP_THREADS",
-                    "valueFrom": {
-                        "resourceFieldRef": {"resource": "limits.memory", "divisor": "1"}
-                    },
-                }
-            ],
-        ),
-        ("Job", "headrace-coordinator", f"{POD}.containers.livenessProbe.httpGet.path", "/readyz"),
-        ("Job", "headrace-coordinator", f"{POD}.containers.readinessProbe.httpGet.port", "grpc"),
-        ("Deployment", "headrace-exporter", "spec.replicas", 2),
-        ("Deployment", "headrace-exporter", f"{POD}.volumes.configMap.name", "other"),
-        ("Service", "headrace-ps", "spec.selector", {"app.kubernetes.io/name": "headrace"}),
-        ("Service", "headrace-ps", "spec.publishNotReadyAddresses", False),
-        ("Service", "headrace-ps", "spec.ports.targetPort", "http"),
-        ("PodDisruptionBudget", "headrace-ps", "spec.selector.matchLabels", {"app": "none"}),
-    ],
-)
-def test_a_planted_fault_is_found(
-    base: Objects, kind: str, name: str, path: str, value: object
-) -> None:
-    objects = copy.deepcopy(base)
-    change(path, value)(named(objects, kind, name))
-    assert list(problems(objects)) != []

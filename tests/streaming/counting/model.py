@@ -7,6 +7,7 @@ run says how often each sample's update is in the state, whatever logs and ledge
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import tensorflow as tf
 
@@ -76,15 +77,8 @@ class WatchedModel(CountingModel):
     def encode(self, features: Mapping[str, FeatureValue]) -> dict[str, FeatureValue]:
         return dict(features) | {_NUMBER: features[COLUMN]}
 
-    def loss(
-        self,
-        features: Mapping[str, FeatureValue],
-        *,
-        tables: Tensors,
-        weights: Tensors,
-        sampling: Sampling,
-    ) -> Outcome:
-        counted = super().loss(features, tables=tables, weights=weights, sampling=sampling)
+    def loss(self, features: Mapping[str, FeatureValue], **given: Any) -> Outcome:
+        counted = super().loss(features, **given)
         numbers = features[_NUMBER]
         vectors = tf.cast(numbers, tf.float32)[:, tf.newaxis]
         zeros = tf.zeros_like(numbers, tf.float32)

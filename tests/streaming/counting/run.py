@@ -1,7 +1,7 @@
 """`headrace train` with the counting model, and with faults at the worst moments.
 
-    python -m tests.streaming.counting_run --config F [--set ...] --role ... (as headrace train)
-    python -m tests.streaming.counting_run --config F --local (every process here)
+    python -m tests.streaming.counting.run --config F [--set ...] --role ... (as headrace train)
+    python -m tests.streaming.counting.run --config F --local (every process here)
 
 COUNTING_FAULTS names a folder. Whoever reaches a moment looks there for a file of its name, and
 meets its fate, once per file:
@@ -48,10 +48,10 @@ def main() -> int:
     from jobs.train import run_role
 
     import_tensorflow()  # before anything else does, noisily
-    from tests.streaming import counting_faults
+    from tests.streaming.counting import faults
 
-    counting_faults.install()
-    return run_role(arguments, counting_faults.CountingProcess)
+    faults.install()
+    return run_role(arguments, faults.CountingProcess)
 
 
 def launch(config: Path, overrides: list[str]) -> int:
@@ -60,7 +60,7 @@ def launch(config: Path, overrides: list[str]) -> int:
     from streaming.config import ClusterConfig
 
     logging.getLogger("jobs").setLevel("INFO")
-    command = [sys.executable, "-m", "tests.streaming.counting_run", "--config", str(config)]
+    command = [sys.executable, "-m", "tests.streaming.counting.run", "--config", str(config)]
     for override in overrides:
         command += ["--set", override]
     train = yaml.safe_load(Path(config).read_text())["train"]

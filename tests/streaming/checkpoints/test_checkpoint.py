@@ -5,53 +5,19 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from pipeline.schema import InputError
 from streaming.checkpoints.lives import FencedError
 from streaming.checkpoints.store import CheckpointStore, NoSpaceError, load_checkpoint
-from streaming.config import FrequencyConfig
 from streaming.ledger import Ledger, Totals
 from streaming.source import Partition, Range
 
 import tensorflow as tf  # isort: skip
 
-from streaming.servers.state import ServerState
-from tests.streaming.counting import CountingModel
+from tests.streaming.checkpoints.states import fill, make_state, values
 
 FINGERPRINTS = {"specification": "s1", "model": "m1"}
-ROWS = 10
-
-
-def make_state(servers: int) -> tuple[ServerState, tf.train.Checkpoint]:
-    state = ServerState(
-        CountingModel(ROWS),
-        ["/device:CPU:0"] * servers,
-        frequency=FrequencyConfig(hashes=2, buckets=5),
-        seed=1,
-        num_slots=1,
-        floor=0,
-    )
-    return state, tf.train.Checkpoint(**state.trackables())
-
-
-def values(array) -> np.ndarray:
-    return np.concatenate([shard.numpy() for shard in array.variables])
-
-
-def fill(state: ServerState, number: float) -> None:
-    """Row r of every sharded array becomes number + r."""
-    for array in (state.tables["counter"], state.last_seen):
-        for start, variable in zip(array.starts, array.variables, strict=True):
-            rows = number + np.arange(start, start + int(variable.shape[0]))
-            variable.assign(rows.reshape(variable.shape).astype(variable.dtype.as_numpy_dtype))
-    for start, variable in zip(state.gaps.starts, state.gaps.variables, strict=True):
-        rows = number + np.arange(start, start + int(variable.shape[0]), dtype=np.float32)
-        variable.assign(np.stack([rows, rows + 100], axis=1))
-    state.weights["batches"].assign([number])
-    for clock in state.clocks:
-        clock.assign(int(number))
 
 
 def ledger_at(offset: int) -> Ledger:

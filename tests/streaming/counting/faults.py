@@ -1,4 +1,4 @@
-"""The places in a counting run's graphs where faults strike; see `counting_run`."""
+"""The places in a counting run's graphs where faults strike; see `run`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from streaming import coordinator
 from streaming.ledger import Ledger
 from streaming.servers import push, state
 from streaming.worker import step
-from tests.streaming.counting import WatchedModel
-from tests.streaming.counting_run import CUT, HELD, RELEASED, claim, die, wait_for
+from tests.streaming.counting.model import WatchedModel
+from tests.streaming.counting.run import CUT, HELD, RELEASED, claim, die, wait_for
 
 
 class CountingProcess(TrainingProcess):

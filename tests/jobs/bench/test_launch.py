@@ -1,0 +1,44 @@
+"""How a benchmark starts a cluster, and what is left when that fails."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from jobs.bench.launch import training
+from jobs.bench.stream.cluster import _settings
+from jobs.bench.stream.synthetic import write_samples
+
+
+def test_a_run_that_fails_is_an_error_with_the_end_of_its_log(tmp_path) -> None:
+    with (
+        pytest.raises(RuntimeError, match=r"run-1: exit 1\n(.*\n)*KeyError: 'train'"),
+        training(tmp_path / "run-1", {"model": {}}) as process,
+    ):
+        process.wait()
+
+
+def test_an_error_beside_a_run_ends_it(tmp_path) -> None:
+    with (
+        pytest.raises(KeyError),
+        training(tmp_path / "run", {"model": {}}) as process,
+    ):
+        raise KeyError
+    assert process.returncode < 0
+
+
+@pytest.mark.cluster
+def test_a_cluster_whose_processes_are_a_benchmark_s_own_trains(tmp_path) -> None:
+    write_samples(tmp_path / "samples", 4000)
+    run = tmp_path / "run"
+    settings = _settings(
+        run, tmp_path / "samples", source="memory", address="", size=500, cluster={"workers": 1}
+    )
+    environment = {"BENCH_SOURCE": "memory"}
+    with training(
+        run, settings, module="jobs.bench.stream.process", environment=environment
+    ) as process:
+        process.wait()
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["stream/samples"] == 4000
