@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -30,7 +31,7 @@ from rich.table import Table
 
 from jobs.live.dashboard import TABLE_SHOWN, shown
 from jobs.main import follow_parent, import_tensorflow, run_job
-from jobs.settings import EXIT_DONE, EXIT_RETRY, add_config_arguments, load_settings
+from jobs.settings import EXIT_BAD_INPUT, EXIT_DONE, EXIT_RETRY, add_config_arguments, load_settings
 from models.config import ExportConfig, TwoTowerConfig
 from pipeline.schema import InputError, schema_fingerprint
 from pipeline.specification import Specification
@@ -292,6 +293,11 @@ class TrainingProcess:
             first = str(error).partition("\n")[0]
             sys.stderr.write(f"headrace: {type(error).__name__}, to be started again: {first}\n")
             return EXIT_RETRY
+        except OSError as error:
+            forbidden = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+            what = "expected to be allowed to" if forbidden else "to be started again"
+            sys.stderr.write(f"headrace: train.directory: {error}; {what}\n")
+            return EXIT_BAD_INPUT if forbidden else EXIT_RETRY
         _show(ledger, time.monotonic() - started)
         return EXIT_DONE
 

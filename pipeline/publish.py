@@ -228,7 +228,7 @@ def _warn_of_retention(config: PublishConfig, files: Sequence[SampleFile]) -> No
 
 
 def _retention(config: PublishConfig) -> int:
-    """Returns the topic's retention in milliseconds, -1 without one, or where it is not to be known.
+    """Returns the topic's retention in milliseconds, -1 without one, or where it is not known.
 
     It may be the broker's own. Who may write a topic need not be allowed to ask.
     """

@@ -56,6 +56,7 @@ class Callers:
     def start(self, runner: RangeRunner, *, callers: int, flight: int) -> None:
         """Starts the threads; flights have up to `flight` ranges."""
         self._runner = runner
+        self._num_callers = callers
         self._look_ahead = flight * (callers - 1) + 1
         for caller in range(callers):
             slots = range(caller * flight, (caller + 1) * flight)
@@ -160,7 +161,9 @@ class Callers:
         while self._returned and len(ranges) < most:
             ranges.append(self._returned.popleft())
         likely = None
-        while len(ranges) < most:
+        # What little there is, is for all.
+        share = -(-self._feed.at_hand(time.monotonic()) // self._num_callers)
+        while len(ranges) < min(most, max(share, 1)):
             taken = self._feed.take(look_ahead=self._look_ahead, now=time.monotonic())
             if taken is None:
                 break

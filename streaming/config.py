@@ -80,11 +80,12 @@ class ClusterConfig(_Section):
     """Samples of the whole training during which workers take turns, one at a time: near their
     random beginning embeddings all move alike, and what workers learn side by side overshoots."""
     flight: Annotated[int, Field(ge=1, le=16)] = 4
-    """Ranges that a worker is given at a time; while it learns one, it reads the next. More cost
-    less coordination; a save waits until a flight has landed."""
+    """Ranges that a worker is given at a time. More cost less coordination; a save waits until a
+    flight has landed, and so does what is told of its ranges."""
     overlap: bool = False
-    """Whether a worker pulls the next range of a flight before it pushes the one that it learns.
-    It then need not wait for the servers, and learns each range without the one right before."""
+    """Whether a worker reads and pulls the next range of a flight before it pushes the one that it
+    learns. It then need not wait for the servers, holds one range more in memory, and learns each
+    without the one right before, which counts as another's under rules that count touches."""
     merge: MergeConfig = MergeConfig()
 
 

@@ -116,6 +116,11 @@ class Feed:
             return None
         return self._plan.take(look_ahead=look_ahead, now=now, max_samples=self._budget(limit))
 
+    def at_hand(self, now: float) -> int:
+        """Returns how many ranges could be taken now."""
+        self._plan.applied(self._ledger.offsets)
+        return self._plan.at_hand(now)
+
     def note(self, done: Range, report: Mapping[str, float]) -> None:
         """Notes the event times of a range that stands in the ledger now."""
         offset = self._ledger.offsets[done.partition]

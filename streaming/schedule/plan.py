@@ -157,6 +157,17 @@ class Plan:
             enough = len(self._upcoming) >= look_ahead
             return wanted, self._upcoming[look_ahead - 1] if enough and look_ahead else None
 
+    def at_hand(self, now: float) -> int:
+        """Returns how many ranges could be taken now."""
+        with self._lock:
+            watermark = self.watermark_ms
+            left = {p: self._limit(p, watermark) - self._next[p] for p in self._end}
+            return len(self._upcoming) + sum(
+                max(1, left[p] // self._sizes.records_per_range(p))
+                for p in self._end
+                if self._ready(p, now, watermark)
+            )
+
     def _samples(self, partition: Partition, start: int, end: int) -> float:
         return (end - start) * self._sizes.of(partition)
 

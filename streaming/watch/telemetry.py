@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+
+import tensorflow as tf
 
 from streaming.schedule.progress import Position
 from streaming.watch.meter import Meter
 from streaming.watch.outlets import Outlet
+
+logger = logging.getLogger(__name__)
 
 _SECONDS = 1.0
 TOTALS = ("records", "samples", "batches", "rejects", "lost", "torn")
@@ -24,6 +30,7 @@ class Telemetry:
 
     def __init__(self, outlets: Sequence[Outlet]) -> None:
         self._outlets = list(outlets)
+        self._failed: set[Outlet] = set()
         self._told = time.monotonic()
         self.meter = Meter(now=self._told)
         self.facts: dict[str, float] = {}
@@ -43,12 +50,25 @@ class Telemetry:
         figures: dict[str, float] = {f"stream/{name}": totals[name] for name in TOTALS}
         figures |= self.meter.interval(now) | self.meter.recent(now) | self.facts | dict(gauges)
         for outlet in self._outlets:
-            outlet.write(totals["batches"], figures)
+            with self._forgiving(outlet):
+                outlet.write(totals["batches"], figures)
+                self._failed.discard(outlet)
 
     def close(self) -> None:
         """Closes the outlets."""
         for outlet in self._outlets:
-            outlet.close()
+            with self._forgiving(outlet):
+                outlet.close()
+
+    @contextlib.contextmanager
+    def _forgiving(self, outlet: Outlet) -> Iterator[None]:
+        """Warns of an outlet that takes nothing, once: a full disk need not end training."""
+        try:
+            yield
+        except (OSError, tf.errors.OpError) as error:
+            if outlet not in self._failed:
+                self._failed.add(outlet)
+                logger.warning("%s takes no figures: %s", type(outlet).__name__, error)
 
 
 def position_figures(position: Position) -> dict[str, float]:

@@ -4,10 +4,10 @@ This is the function that the coordinator schedules. It runs on a worker; what i
 runs on the parameter servers. Between the two, mini-batches update a local copy of just the rows
 that the range touches, which is Downpour SGD's form of asynchrony (Dean et al. 2012).
 
-One call runs a *flight* of ranges. Each is a transaction of its own: while one is learned the next
-is read, and it is pulled once that one is pushed. With `overlap` it is pulled before, and the cores
-need not wait for the exchange; but then a range does not see the push of the one right before it,
-as if two workers took turns.
+One call runs a *flight* of ranges, each of which is a transaction of its own and begins when the
+one before is pushed. With `overlap` it is read and pulled before that, and the cores need not wait
+for the exchange; but then a range does not see the push of the one right before it, as if two
+workers took turns.
 """
 
 from __future__ import annotations
@@ -183,15 +183,15 @@ class RangeFunction:
         reports: list[Report] = []
         for following in arguments[1:]:
             done = [reports[-1].counts] if reports else []
-            # One range is read ahead, not all at once.
-            with tf.control_dependencies(done or [current.range.counts]):
-                read = self._read(*following)
-                after = self._pull(read) if self._overlap else None
-            arrived = [] if after is None else [*done, *after.arrived]
-            reports.append(self._finish(current, after=arrived))
-            if after is None:
+            if self._overlap:
+                with tf.control_dependencies(done or [current.range.counts]):
+                    after = self._pull(self._read(*following))
+                reports.append(self._finish(current, after=[*done, *after.arrived]))
+            else:
+                reports.append(self._finish(current, after=done))
+                # What is read ahead meanwhile, within its limit, the reader has.
                 with tf.control_dependencies([reports[-1].counts]):
-                    after = self._pull(read)
+                    after = self._pull(self._read(*following))
             current = after
         reports.append(self._finish(current, after=[reports[-1].counts] if reports else []))
         return Report._make(tf.stack(parts) for parts in zip(*reports, strict=True))

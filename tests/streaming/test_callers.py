@@ -23,6 +23,9 @@ class Ranges:
     def finished(self) -> bool:
         return not self.left
 
+    def at_hand(self, now: float) -> int:
+        return len(self.left)
+
     def take(self, *, look_ahead: int, now: float) -> tuple[Range, None] | None:
         return (self.left.pop(0), None) if self.left else None
 
@@ -34,11 +37,13 @@ class Runner:
         self._lock = threading.Lock()
         self._out = 0
         self.seen: list[int] = []
+        self.flights: list[int] = []
 
     def run(self, slots, ranges, likely, **_):
         with self._lock:
             self._out += 1
             self.seen.append(self._out)
+            self.flights.append(len(ranges))
         time.sleep(0.05)
         with self._lock:
             self._out -= 1
@@ -63,3 +68,44 @@ def test_until_so_many_are_learned_no_flight_is_out_beside_another(alone):
     assert sorted(learned) == list(range(10))
     assert set(runner.seen[:alone]) <= {1}
     assert 2 in runner.seen[alone:]
+
+
+def test_what_little_there_is_is_shared_by_all():
+    learned: list[int] = []
+    feed = Ranges()
+    callers = Callers(
+        feed, threading.RLock(), enter=lambda wanted, report, worker: learned.append(wanted.start)
+    )
+    runner = Runner()
+    callers.start(runner, callers=4, flight=16)
+    while not callers.exhausted:
+        time.sleep(0.01)
+    callers.stop()
+    assert sorted(learned) == list(range(10))
+    assert max(runner.flights) == 3  # 10 by 4, upwards
+
+
+def test_a_range_that_comes_back_unread_is_handed_out_again():
+    learned: list[int] = []
+    callers = Callers(
+        Ranges(),
+        threading.RLock(),
+        enter=lambda wanted, report, worker: learned.append(wanted.start),
+    )
+
+    class Losing(Runner):
+        def run(self, slots, ranges, likely, **_):
+            reports = super().run(slots, ranges, likely)
+            given_up = 3 in [wanted.start for wanted in ranges] and 3 not in given
+            return [
+                None if given_up and wanted.start == 3 and not given.append(3) else report
+                for wanted, report in zip(ranges, reports, strict=True)
+            ]
+
+    given: list[int] = []
+    callers.start(Losing(), callers=2, flight=4)
+    while not callers.exhausted:
+        time.sleep(0.01)
+    callers.stop()
+    assert given == [3]
+    assert sorted(learned) == list(range(10))

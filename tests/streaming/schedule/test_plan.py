@@ -40,6 +40,18 @@ def test_the_likely_next_range_is_the_one_that_is_taken_then():
     assert hints == [taken[2], taken[3], None, None]
 
 
+def test_what_is_at_hand_is_what_could_be_taken_at_once():
+    plan = make_plan({A: 0, B: 0}, samples_per_range=10, pace=Pace(linger_seconds=5.0))
+    plan.extend({A: 25, B: 9}, now=0.0)
+    assert plan.at_hand(now=0.0) == 2  # of A; its last 5 records and B wait for full ranges
+    assert plan.at_hand(now=5.0) == 3  # B has waited
+    taken = 0
+    while plan.take(look_ahead=1, now=5.0) is not None:
+        taken += 1
+        assert plan.at_hand(now=5.0) == 3 - taken
+    assert taken == 3
+
+
 def test_a_plan_grows_with_its_stream():
     plan = make_plan({A: 7}, samples_per_range=10)
     plan.extend({A: 7}, now=0.0)
