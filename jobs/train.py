@@ -165,6 +165,21 @@ def check_together(
             f"train.cluster.merge.rule: found adagrad with model.optimizer {model.optimizer}, which"
             " has no accumulator; expected another rule"
         )
+    largest = max(
+        (
+            specification.tables[feature.table].buckets
+            for feature in specification.features.candidate
+            if feature.table is not None
+        ),
+        default=0,
+    )
+    if config.frequency.buckets < largest:
+        logger.warning(
+            "train.frequency.buckets: found %d, fewer than the %d of the candidates' largest table;"
+            " if there are as many items, they share frequencies",
+            config.frequency.buckets,
+            largest,
+        )
     if not config.frequency.per_scenario:
         return
     if model.negatives.corpus is not None or model.negatives.bank is not None:

@@ -57,9 +57,9 @@ class FrequencyConfig(_Section):
 class MergeConfig(_Section):
     """How a push merges with what others pushed since its range was pulled; see `servers.merge`."""
 
-    rule: Literal["sum", "touches", "dense-touches", "adagrad", "agreement"] = "sum"
+    rule: Literal["sum", "touches", "dense-touches", "adagrad", "agreement"] = "dense-touches"
     power: Annotated[float, Field(gt=0)] = 1.0
-    """`touches` divides a row's difference by 1 + touches of others, to this power."""
+    """`touches` divides by 1 + touches of others, to this power."""
 
     @model_validator(mode="after")
     def _power_of_touches(self) -> Self:

@@ -15,8 +15,9 @@ from models.contract import Model
 from pipeline.schema import InputError
 from streaming.attempts import Cluster, RangeRunner, RestartNeededError, check_workers
 from streaming.callers import Callers
-from streaming.checkpoints.saver import Saved, Saver, Schedule, Snapshot
-from streaming.checkpoints.store import CheckpointStore, Freshness, NoSpaceError
+from streaming.checkpoints.saver import Saver, Schedule, Snapshot
+from streaming.checkpoints.saves import Saves
+from streaming.checkpoints.store import CheckpointStore, Freshness
 from streaming.cluster import Topology, connect
 from streaming.config import TrainConfig
 from streaming.feed import Feed
@@ -167,14 +168,19 @@ class Coordinator:
             restored = self._store.restore(self._saver.checkpoint)
         self._ledger = restored or self._feed.first_ledger()
         self._feed.begin(self._ledger)
-        self._saved_records = self._ledger.totals.records
-        self._saved_at = time.monotonic()
-        self._schedule = Schedule(self._config.checkpoint, now=self._saved_at)
-        self._telemetry.facts["checkpoint/stall_seconds"] = 0.0
+        self._saves = Saves(
+            self._saver,
+            Schedule(self._config.checkpoint, now=time.monotonic()),
+            records=self._ledger.totals.records,
+            pulse=self._pulse,
+            facts=self._telemetry.facts,
+            told=self._source.saved,
+        )
         with self._pulse.busy("aligning the servers' clocks"):
             self._state.align_clocks()
         if restored is None:
-            self._note_saved(self._write_now(self._snapshot()))
+            first = self._identified(self._snapshot())
+            self._saves.settle(self._saves.write_now(first, forgiving=False))
 
     # The main thread.
 
@@ -190,13 +196,12 @@ class Coordinator:
                 if self._callers.error is None:
                     self._callers.idle.wait(tick)
             self._look()
-            if not self._saver.busy:
-                self._save_if_due()
-        while self._saver.busy:  # what this thread cannot save twice at a time
+            self._save_if_due()
+        while self._saves.busy:  # what this thread cannot save twice at a time
             self._pulse.beat()
-            self._note_saved(self._finished_save(wait_seconds=_TICK_SECONDS))
+            self._saves.collect(wait_seconds=_TICK_SECONDS)
         self._rejects.check(self._ledger.totals, complete=self._callers.exhausted)
-        if self._ledger.totals.records != self._saved_records or self._callers.in_flight:
+        if not self._saves.hold(self._ledger.totals.records) or self._callers.in_flight:
             self._save(last=True)
         self._pulse.training = False
         self._tell()
@@ -217,7 +222,7 @@ class Coordinator:
             self._tell()
         self._check_owner(now)
         self._feed.refresh(now)
-        self._note_saved(self._finished_save())
+        self._saves.collect()
 
     def _check_progress(self) -> None:
         if self._callers.in_flight == 0 and (self._feed.endless or self._feed.remaining == 0):
@@ -244,11 +249,9 @@ class Coordinator:
 
     def _save_if_due(self) -> None:
         watermark = self._freshness().watermark_ms
-        if not self._schedule.due(time.monotonic(), watermark):
-            return
-        if self._ledger.totals.records != self._saved_records:
+        if self._saves.due(watermark) and not self._saves.hold(self._ledger.totals.records):
             self._save()
-            self._schedule.saved(time.monotonic(), watermark)
+            self._saves.begun(watermark)
 
     def _save(self, *, last: bool = False) -> None:
         """Saves the state and the ledger of one moment, at which nothing is in flight.
@@ -267,20 +270,11 @@ class Coordinator:
             with self._pulse.busy("copying the state"):
                 self._saver.take()
             self._go_on(paused)
-            self._saver.write(self._identified(snapshot))
+            self._saves.write(self._identified(snapshot))
         else:
-            saved = None
-            try:
-                saved = self._write_now(snapshot)
-            except NoSpaceError as error:
-                if last:
-                    raise
-                self._note_unsaved(error)
+            saved = self._saves.write_now(self._identified(snapshot), forgiving=not last)
             self._go_on(paused)
-            self._note_saved(saved)
-            if saved is None:
-                return
-        self._saved_records = snapshot.ledger.totals.records
+            self._saves.settle(saved)
         self._pulse.progressed()
 
     def _skip_save(self, *, last: bool) -> None:
@@ -310,14 +304,10 @@ class Coordinator:
         snapshot.ledger.identity = self._feed.identity(snapshot.ledger.offsets)
         return snapshot
 
-    def _write_now(self, snapshot: Snapshot) -> Saved:
-        with self._pulse.busy("writing a checkpoint"):
-            return self._saver.write_now(self._identified(snapshot))
-
     def _go_on(self, paused: float) -> None:
         """Hands out ranges again."""
         self._callers.resume()
-        self._telemetry.facts["checkpoint/stall_seconds"] = time.monotonic() - paused
+        self._saves.stood_still(time.monotonic() - paused)
 
     def _freshness(self) -> Freshness:
         with self._lock:
@@ -330,40 +320,6 @@ class Coordinator:
             newest_event_ms=max(newest, default=None),
         )
 
-    def _finished_save(self, *, wait_seconds: float = 0.0) -> Saved | None:
-        try:
-            return self._saver.finished(wait_seconds=wait_seconds)
-        except NoSpaceError as error:
-            self._note_unsaved(error)
-            return None
-
-    def _note_unsaved(self, error: NoSpaceError) -> None:
-        # What was learned is still on the servers: better to go on and try again than to stop.
-        logger.error("%s; training goes on", error)
-        self._saved_records = -1
-
-    def _note_saved(self, saved: Saved | None) -> None:
-        """Tells of a checkpoint that is durable now."""
-        if saved is None:
-            return
-        ledger, facts = saved.snapshot.ledger, self._telemetry.facts
-        self._saved_at = time.monotonic() - saved.write_seconds
-        facts["checkpoint/saves"] = facts.get("checkpoint/saves", 0) + 1
-        facts["checkpoint/write_seconds"] = saved.write_seconds
-        self._schedule.cost_seconds = facts["checkpoint/stall_seconds"] + saved.write_seconds
-        logger.info(
-            "saved %s in %.1f s (training stood still for %.2f s): step %d, %d samples",
-            saved.folder.name,
-            saved.write_seconds,
-            facts["checkpoint/stall_seconds"],
-            saved.snapshot.step,
-            ledger.totals.samples,
-        )
-        try:
-            self._source.saved(ledger.offsets)
-        except Exception as error:  # noqa: BLE001 - for dashboards; what counts is the checkpoint
-            logger.warning("the source could not be told of %s: %s", saved.folder.name, error)
-
     def _tell(self) -> None:
         with self._lock:
             totals = dataclasses.asdict(self._ledger.totals)
@@ -371,10 +327,11 @@ class Coordinator:
                 "stream/records_remaining": self._feed.remaining,
                 "cluster/workers": len(self._topology.workers),
                 "cluster/ranges_in_flight": self._callers.in_flight,
-                "checkpoint/age_seconds": time.monotonic() - self._saved_at,
+                "checkpoint/age_seconds": self._saves.age_seconds,
             }
-            position = self._feed.position()
-            self._telemetry.tell(totals, gauges | position_figures(position))
+            gauges |= position_figures(self._feed.position())
+            figures = self._telemetry.collect(totals, gauges)
+        self._telemetry.tell(figures)
 
     def _enter(self, done: Range, report: Mapping[str, float], worker: str) -> None:
         """Enters a finished range into the ledger; called by callers' threads, with the lock."""

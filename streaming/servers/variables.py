@@ -104,7 +104,7 @@ class Variables:
         self.devices = list(devices)
         self.model = model
         self.frequency = frequency
-        self.rule = MergeConfig()
+        self.rule = MergeConfig(rule="sum")
         self.tables: dict[str, Shards] = {}
         self.weights: dict[str, tf.Variable] = {}
         self.table_sums: dict[str, Shards] = {}

@@ -21,7 +21,7 @@ TOTALS = ("records", "samples", "batches", "rejects", "lost", "torn")
 
 
 class Telemetry:
-    """Collects figures and hands them on. Use from one thread at a time.
+    """Collects figures and hands them on.
 
     Attributes:
         meter: What ranges report goes here.
@@ -39,8 +39,8 @@ class Telemetry:
         """Whether it is time to tell."""
         return now - self._told >= _SECONDS
 
-    def tell(self, totals: Mapping[str, int], gauges: Mapping[str, float]) -> None:
-        """Hands all figures to the outlets.
+    def collect(self, totals: Mapping[str, int], gauges: Mapping[str, float]) -> dict[str, float]:
+        """Returns all figures of this moment; reports of ranges must not come meanwhile.
 
         Args:
             totals: The ledger's.
@@ -48,10 +48,15 @@ class Telemetry:
         """
         now = self._told = time.monotonic()
         figures: dict[str, float] = {f"stream/{name}": totals[name] for name in TOTALS}
-        figures |= self.meter.interval(now) | self.meter.recent(now) | self.facts | dict(gauges)
+        return (
+            figures | self.meter.interval(now) | self.meter.recent(now) | self.facts | dict(gauges)
+        )
+
+    def tell(self, figures: Mapping[str, float]) -> None:
+        """Hands figures to the outlets, which may take their time."""
         for outlet in self._outlets:
             with self._forgiving(outlet):
-                outlet.write(totals["batches"], figures)
+                outlet.write(int(figures["stream/batches"]), figures)
                 self._failed.discard(outlet)
 
     def close(self) -> None:

@@ -46,6 +46,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="the same seed, the same schedule")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND")
     parser.add_argument("--on-torn-push", choices=["restore", "count"], default="restore")
+    parser.add_argument("--overlap", action="store_true", help="with train.cluster.overlap")
     parser.add_argument("--out", type=Path, help="a JSON file for the result")
     parser.add_argument("--folder", type=Path, help="where to work; else a temporary folder")
     arguments = parser.parse_args()
@@ -82,7 +83,11 @@ def _drill(arguments: argparse.Namespace, folder: Path) -> bool:
     schema = Specification(**specification(rows)).sample_schema
     with Broker(folder / "kafka") as broker:
         training = Training(
-            folder, bootstrap=broker.bootstrap, rows=rows, on_torn_push=arguments.on_torn_push
+            folder,
+            bootstrap=broker.bootstrap,
+            rows=rows,
+            on_torn_push=arguments.on_torn_push,
+            overlap=arguments.overlap,
         )
         disk = _mount(training.directory, rows)
         producer = Producer(

@@ -38,7 +38,9 @@ class DrillError(RuntimeError):
 class Training:
     """A run of the counting model on a stream, restarted here when it asks for that."""
 
-    def __init__(self, folder: Path, *, bootstrap: str, rows: int, on_torn_push: str) -> None:
+    def __init__(
+        self, folder: Path, *, bootstrap: str, rows: int, on_torn_push: str, overlap: bool
+    ) -> None:
         self.folder, self.rows = folder, rows
         self.directory = folder / "run"
         self.checkpoints = self.directory / "checkpoints"
@@ -51,6 +53,7 @@ class Training:
         self._commits.touch()
         self.config = folder / "config.yaml"
         settings = _settings(self.directory, bootstrap, rows, on_torn_push)
+        settings["train"]["cluster"]["overlap"] = overlap
         self.config.write_text(yaml.safe_dump(settings))
         self.starts = 0
         self.launcher: subprocess.Popen[bytes] | None = None
@@ -202,7 +205,7 @@ def _settings(directory: Path, bootstrap: str, rows: int, on_torn_push: str) -> 
                 "parameter_servers": SERVERS,
                 "workers": WORKERS,
                 "flight": FLIGHT,
-                "overlap": True,
+                "merge": {"rule": "sum"},  # every mini-batch is to count in full
             },
             "checkpoint": {"every_seconds": 1.0},
             "on_torn_push": on_torn_push,

@@ -37,7 +37,7 @@ def test_a_merge_rule_of_accumulators_needs_an_optimizer_with_one() -> None:
 
 def test_a_power_is_one_of_touches() -> None:
     MergeConfig(rule="touches", power=0.5)
-    with pytest.raises(ValidationError, match=r"found 0\.5 with rule sum"):
+    with pytest.raises(ValidationError, match=r"found 0\.5 with rule dense-touches"):
         MergeConfig(power=0.5)
 
 

@@ -34,6 +34,9 @@ class OneProcess(Topology):
         return ["/device:CPU:0"] * 2
 
 
+# One range a call, so that tests can say which; and every mini-batch counts in full.
+_ONE_BY_ONE = {"flight": 1, "merge": {"rule": "sum"}}
+
 TOPOLOGY = OneProcess("here:0", ("here:1", "here:2"), ("here:3", "here:4"))
 
 
@@ -121,9 +124,9 @@ class Run:
                 "batch_size": 5,
                 "batches_per_range": 4,
                 "watch": {"stall_seconds": 120.0},
-                "cluster": {"flight": 1},  # one range a call, so that tests can say which
             }
-            | settings,
+            | settings
+            | {"cluster": _ONE_BY_ONE | settings.get("cluster", {})},
         )
         model = CountingModel(SAMPLES)
         fingerprints = {"specification": "s", "model": "m"}

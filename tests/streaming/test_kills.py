@@ -35,6 +35,9 @@ ROOT = Path(__file__).parents[2]
 COUNTING_RUN = [sys.executable, "-m", "tests.streaming.counting.run"]
 SPECIFICATION = specification(SAMPLES)
 
+# Every mini-batch is to count in full.
+CLUSTER = {"parameter_servers": 2, "workers": 2, "flight": 2, "merge": {"rule": "sum"}}
+
 
 class Run:
     """A counting run in a folder: its configuration, its launcher, its processes."""
@@ -55,12 +58,7 @@ class Run:
                 "batch_size": 50,
                 "batches_per_range": 4,
                 "watch": {"stall_seconds": 240},
-                "cluster": {
-                    "parameter_servers": 2,
-                    "workers": 2,
-                    "flight": 2,
-                    "overlap": True,
-                },
+                "cluster": CLUSTER,
                 "checkpoint": {"every_seconds": 1.0},
             }
             | train,
@@ -160,8 +158,9 @@ def _assert_every_sample_counts_once(run: Run) -> None:
     assert run.ledger()["totals"]["samples"] == SAMPLES
 
 
-def test_after_the_loss_of_a_worker_its_range_in_flight_is_retried_and_counts_once(start):
-    run, process = start()
+@pytest.mark.parametrize("overlap", [False, True])
+def test_after_the_loss_of_a_worker_its_range_in_flight_is_retried_and_counts_once(start, overlap):
+    run, process = start({"cluster": CLUSTER | {"overlap": overlap}})
     for number in range(2):
         for moment in ("before-push", "in-flight", "after-push"):
             (run.faults / f"{moment}-{number}").touch()
@@ -252,7 +251,7 @@ def test_after_kills_a_run_goes_on_with_other_numbers_of_servers_and_workers(sta
     assert process.wait(120) == 0, run.log()
     trained = run.ledger()["totals"]["samples"]
     assert 0 < trained < SAMPLES
-    other, process = start({"cluster": {"parameter_servers": 3, "workers": 1, "flight": 2}})
+    other, process = start({"cluster": CLUSTER | {"parameter_servers": 3, "workers": 1}})
     other.finish(process)
     assert "1 of 1 workers have answered" in other.log()
     _assert_every_sample_counts_once(other)

@@ -55,7 +55,7 @@ class Way:
 
 
 RULES: Final = (
-    Way(name="sum", merge=MergeConfig()),
+    Way(name="sum", merge=MergeConfig(rule="sum")),
     Way(name="touches", merge=MergeConfig(rule="touches")),
     Way(name="dense-touches", merge=MergeConfig(rule="dense-touches")),
     Way(name="adagrad", merge=MergeConfig(rule="adagrad")),
@@ -66,7 +66,7 @@ RULES: Final = (
 _LONE = 0.15
 IDEAS: Final = (
     Way(name="touches^.5", merge=MergeConfig(rule="touches", power=0.5)),
-    Way(name="sum, rate/W^.5", merge=MergeConfig(), rate_power=0.5),
+    Way(name="sum, rate/W^.5", merge=MergeConfig(rule="sum"), rate_power=0.5),
     Way(name="touches, rate*W^.5", merge=MergeConfig(rule="touches"), rate_power=-0.5),
     *(
         dataclasses.replace(way, name=f"{way.name}, alone at first", lone_share=_LONE)

@@ -39,7 +39,9 @@ def test_a_full_disk_costs_its_figures_and_nothing_else(caplog: pytest.LogCaptur
     telemetry = Telemetry([full, other])
 
     def tell(batches: int) -> None:
-        telemetry.tell(dict.fromkeys(TOTALS, 0) | {"batches": batches}, {})
+        figures = telemetry.collect(dict.fromkeys(TOTALS, 0) | {"batches": batches}, {"a/b": 2.5})
+        assert figures["a/b"] == 2.5
+        telemetry.tell(figures)
 
     with caplog.at_level(logging.WARNING):
         tell(1)
