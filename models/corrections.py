@@ -69,11 +69,6 @@ def draw_probability(inclusion: tf.Tensor, *, batch_size: int) -> tf.Tensor:
     return -tf.math.expm1(tf.math.log1p(-known) / batch_size)
 
 
-def inclusion_probability(draw: tf.Tensor, *, batch_size: int) -> tf.Tensor:
-    """Returns p = 1 - (1 - q)^B, the probability of appearing in a batch of B draws."""
-    return -tf.math.expm1(batch_size * tf.math.log1p(-draw))
-
-
 def log_expected_count(
     stream: tf.Tensor | None,
     corpus: tf.Tensor | None,

@@ -126,10 +126,10 @@ class Feed:
         offset = self._ledger.offsets[done.partition]
         self._progress.note(done, int(report["last_ms"]), offset=offset)
         self._plan.applied(self._ledger.offsets)
-        samples = int(report.get("samples", 0))
-        read = done.end - done.start - int(report.get("lost", 0))
+        samples = int(report["samples"])
+        read = done.end - done.start - int(report["lost"])
         self._plan.measured(done.partition, records=read, samples=samples)
-        self._watch_batches(samples, int(report.get("batches", 0)))
+        self._watch_batches(samples, int(report["batches"]))
 
     def _watch_batches(self, samples: int, batches: int) -> None:
         """Warns when mini-batches are much smaller than configured: negatives are missing then."""

@@ -47,11 +47,6 @@ class Totals:
         for field in dataclasses.fields(Totals):
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
 
-    @property
-    def reject_share(self) -> float:
-        """The share of records that were rejected or lost."""
-        return (self.rejects + self.lost) / self.records if self.records else 0.0
-
 
 class Ledger:
     """What has been applied: the next offset of each partition, and totals.

@@ -127,11 +127,6 @@ class Plan:
                     cut = self._upcoming.pop()
                     self._next[cut.partition] = cut.start
 
-    def samples_per_record(self, partition: Partition) -> float:
-        """Returns about how many samples a record of a partition holds."""
-        with self._lock:
-            return self._sizes.of(partition)
-
     def take(
         self, *, look_ahead: int, now: float, max_samples: float | None = None
     ) -> tuple[Range, Range | None] | None:

@@ -53,9 +53,8 @@ class Meter:
             wall_ms: Milliseconds since 1970.
         """
         self._samples += int(report["samples"])
-        if "ahead" in report:
-            self._ranges += 1
-            self._ahead += int(report["ahead"])
+        self._ranges += 1
+        self._ahead += int(report["ahead"])
         self.batches += int(report["batches"])
         for name, value in report.items():
             if name.endswith("_sum"):
@@ -64,7 +63,7 @@ class Meter:
                 count = report.get(f"{short}_count", report["batches"])
                 self._counts[short] = self._counts.get(short, 0.0) + count
         self._heard[worker] = now
-        if report.get("last_ms", -1) < 0 or not report["samples"]:
+        if report["last_ms"] < 0 or not report["samples"]:
             return
         newest, oldest = (1e-3 * (wall_ms - report[name]) for name in ("last_ms", "first_ms"))
         self._trained.append(_Trained(now, int(report["samples"]), newest, oldest))

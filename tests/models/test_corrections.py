@@ -10,7 +10,7 @@ import numpy as np  # isort: skip
 import pytest
 import tensorflow as tf
 
-from models.corrections import draw_probability, inclusion_probability, log_expected_count
+from models.corrections import draw_probability, log_expected_count
 from models.losses import Negatives, Positives, sampled_softmax
 
 LN2, LN3 = math.log(2), math.log(3)
@@ -18,7 +18,6 @@ LN2, LN3 = math.log(2), math.log(3)
 
 def test_a_draw_is_not_an_appearance() -> None:
     # Two draws at q = 1/2: seen with 1 - 1/4. A rare item: p is nearly B q.
-    assert float(inclusion_probability(tf.constant(0.5), batch_size=2)) == pytest.approx(0.75)
     assert float(draw_probability(tf.constant(0.75), batch_size=2)) == pytest.approx(0.5)
     rare = float(draw_probability(tf.constant(1e-5), batch_size=1000))
     assert rare == pytest.approx(1e-8, rel=1e-3)

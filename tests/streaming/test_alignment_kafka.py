@@ -98,7 +98,8 @@ def test_a_backlog_of_three_days_in_24_partitions_stays_within_the_skew(kafka, t
         samples = source.read(done).samples
         times = samples.column("timestamp_ms").to_pylist()
         ledger.commit(done, Totals(records=done.end - done.start, samples=samples.num_rows))
-        feed.note(done, {"first_ms": min(times), "last_ms": max(times)})
+        counts = {"samples": len(times), "batches": 1, "lost": 0}
+        feed.note(done, counts | {"first_ms": min(times), "last_ms": max(times)})
         assert feed.position().skew_ms <= SKEW_HOURS * HOUR
     assert ledger.totals.samples == 2 * 8 * (BACKLOG_HOURS + 2 * FRESH_HOURS)
     assert feed.position().max_skew_ms > HOUR  # the bound was not kept by standing still
@@ -145,7 +146,8 @@ def test_topics_of_arrow_batches_and_of_single_examples_make_ranges_of_as_many_s
         lengths[done.partition].append(done.end - done.start)
         rows = source.read(done).samples.num_rows
         ledger.commit(done, Totals(records=done.end - done.start, samples=rows))
-        feed.note(done, {"first_ms": 0, "last_ms": START, "samples": rows, "batches": 2})
+        counts = {"samples": rows, "batches": 2, "lost": 0}
+        feed.note(done, counts | {"first_ms": 0, "last_ms": START})
     assert lengths == {batches: [2, 2, 2, 2], examples: [128, 128, 128, 128]}
     assert ledger.totals.samples == 1024
     source.close()

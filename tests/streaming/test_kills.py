@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -175,6 +176,14 @@ def test_after_the_loss_of_a_worker_its_range_in_flight_is_retried_and_counts_on
     assert len(run.pids("worker")) >= 2 + 6 + killed
     assert len(run.pids("coordinator")) == 1, "only workers should have been started again"
     _assert_every_sample_counts_once(run)
+
+
+def test_a_range_that_ends_one_worker_after_the_other_ends_the_run_with_its_name(start):
+    run, process = start({"cluster": CLUSTER | {"workers": 1}})
+    for number in range(8):  # the only worker meets them one after the other, in the same range
+        (run.faults / f"before-push-{number}").touch()
+    assert process.wait(300) == 2, run.log()
+    assert re.search(r"Range\(.*: 5 workers were lost while they had it", run.log())
 
 
 def test_without_the_marks_the_same_kills_are_seen_in_the_counters(start):

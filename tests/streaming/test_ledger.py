@@ -42,7 +42,6 @@ def test_json_keeps_all():
     assert same.offsets == {A: 3, B: 12}
     assert same.totals == Totals(records=3, samples=30, batches=2, rejects=1, lost=1)
     assert same.identity == {"clicks": "id-1"}
-    assert same.totals.reject_share == pytest.approx(2 / 3)
 
 
 def test_offsets_of_another_life_of_a_topic_are_refused():

@@ -6,7 +6,8 @@ from streaming.watch.meter import Meter
 
 
 def report(**values: float) -> dict[str, float]:
-    return {"samples": 10, "batches": 2, "loss_sum": 3.0, "first_ms": -1, "last_ms": -1} | values
+    applied = {"samples": 10, "batches": 2, "loss_sum": 3.0, "ahead": 0}
+    return applied | {"first_ms": -1, "last_ms": -1} | values
 
 
 def test_the_share_of_ranges_that_had_been_read_ahead() -> None:
@@ -22,7 +23,12 @@ def test_rates_and_means_are_those_since_the_last_time() -> None:
     meter.add(report(drift_sum=3.0, loss_sum=5.0), worker="a", now=2.0, wall_ms=0)
     figures = meter.interval(4.0)
     # 20 samples in 4 s; a loss of (3 + 5) / 4 mini-batches; a drift of (1 + 3) / 4.
-    assert figures == {"train/loss": 2.0, "train/drift": 1.0, "stream/samples_per_second": 5.0}
+    assert figures == {
+        "train/loss": 2.0,
+        "train/drift": 1.0,
+        "stream/samples_per_second": 5.0,
+        "stream/read_ahead_share": 0.0,
+    }
     assert meter.interval(5.0) == {}
 
 
