@@ -10,7 +10,6 @@ from typing import cast
 import numpy as np
 import tensorflow as tf
 
-from streaming.config import FrequencyConfig
 from streaming.servers import frequency as freq
 from streaming.servers.state import ServerState
 from streaming.servers.variables import Shards
@@ -34,9 +33,7 @@ def _variables(state: ServerState) -> dict[str, tf.Variable]:
     return {name: table.variables[0] for name, table in state.tables.items()} | state.weights
 
 
-def estimate(
-    state: ServerState, ids: tf.Tensor, config: FrequencyConfig, *, batch_size: int
-) -> tf.Tensor:
+def estimate(state: ServerState, ids: tf.Tensor, *, batch_size: int) -> tf.Tensor:
     """Has the estimator see a range, and returns each id's probability as it was before.
 
     The state's clock is left to the caller, who adds the range's mini-batches to it.
@@ -44,27 +41,24 @@ def estimate(
     Args:
         state: Whose estimator.
         ids: [num_samples] candidates, in order.
-        config: The estimator's settings.
         batch_size: Samples per mini-batch.
     """
-    buckets, which = freq.distinct_buckets(ids, config)
-    summary, positions = freq.summarise(
-        buckets,
-        which,
-        batch_size=batch_size,
-        num_batches=-(-tf.size(ids, out_type=tf.int64) // batch_size),
-        alpha=config.alpha,
+    num_batches = -(-tf.size(ids, out_type=tf.int64) // batch_size)
+    seen = state.sight(ids, batch_size=batch_size, num_batches=num_batches)
+    if seen is None:
+        raise ValueError("found a state without an estimator; expected one")
+    likely, _ = state.likely(seen)
+    buckets = seen.summary.buckets
+    arrays = [cast(Shards, array).variables[0] for array in (state.last_seen, state.gaps)]
+    with tf.control_dependencies([likely]):
+        last_seen, gaps = (tf.gather(array, buckets) for array in arrays)
+    new = freq.compose(
+        seen.summary,
+        last_seen=last_seen,
+        gaps=gaps,
+        clock=state.step.read_value(),
+        alpha=state.frequency.alpha,
     )
-    last_seen, gaps = (cast(Shards, array).variables[0] for array in (state.last_seen, state.gaps))
-    held, clock = tf.gather(gaps, summary.buckets), state.step.read_value()
-    composed = freq.compose(
-        summary,
-        last_seen=tf.gather(last_seen, summary.buckets),
-        gaps=held,
-        clock=clock,
-        alpha=config.alpha,
-    )
-    last_seen.scatter_update(tf.IndexedSlices(composed[0], summary.buckets))
-    gaps.scatter_update(tf.IndexedSlices(composed[1], summary.buckets))
-    likely = freq.probability(tf.gather(held, positions), config, clock=clock)
-    return tf.gather(likely, which)
+    for array, values in zip(arrays, new, strict=True):
+        array.scatter_update(tf.IndexedSlices(values, buckets))
+    return likely

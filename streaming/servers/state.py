@@ -48,6 +48,22 @@ class Pulled(NamedTuple):
     bank: tuple[Candidates, tf.Tensor, tf.Tensor] | None
 
 
+class Sightings(NamedTuple):
+    """What a range of samples says to the estimator, and asks of it.
+
+    Attributes:
+        route: The servers where its buckets live.
+        summary: What the range adds to them.
+        positions: [num_hashes, num_distinct] where in the summary each distinct id's buckets are.
+        which: [num_samples] which of the distinct ids each sample has.
+    """
+
+    route: Route
+    summary: freq.Summary
+    positions: tf.Tensor
+    which: tf.Tensor
+
+
 class ServerState(Variables):
     """The state on its devices, and the pull and push of a range; see `Variables`."""
 
@@ -150,13 +166,61 @@ class ServerState(Variables):
                 )
         return pulled
 
+    def sight(
+        self,
+        ids: tf.Tensor,
+        *,
+        batch_size: int,
+        num_batches: tf.Tensor,
+        scenario: tf.Tensor | None = None,
+    ) -> Sightings | None:
+        """Condenses a range's candidates for the estimator; None without one.
+
+        Args:
+            ids: [num_samples] int64 or string.
+            batch_size: Samples per mini-batch.
+            num_batches: int64 scalar, mini-batches in the range.
+            scenario: [num_samples] string, with `frequency.per_scenario`.
+        """
+        if self.gaps is None:
+            return None
+        buckets, which = freq.distinct_buckets(ids, self.frequency, scenario=scenario)
+        summary, positions = freq.summarise(
+            buckets,
+            which,
+            batch_size=batch_size,
+            num_batches=num_batches,
+            alpha=self.frequency.alpha,
+        )
+        return Sightings(self.route(summary.buckets, self.gaps), summary, positions, which)
+
+    def likely(self, sightings: Sightings | None) -> tuple[tf.Tensor | None, tf.Tensor | None]:
+        """Returns [num_samples] estimates as of now, and of how many the id was never seen."""
+        if sightings is None or self.gaps is None:
+            return None, None
+        held = tf.gather(self.pull_rows(self.gaps, sightings.route), sightings.positions)
+        found = freq.probability(held, self.frequency, clock=self.step.read_value())
+        new = tf.gather(tf.cast(freq.never_seen(held), tf.float32), sightings.which)
+        return tf.gather(found, sightings.which), tf.reduce_sum(new)
+
+    def likely_drawn(self, ids: tf.Tensor) -> tf.Tensor | None:
+        """Returns [num] estimates for ids drawn from elsewhere, 0 for those never seen."""
+        if self.gaps is None:
+            return None
+        buckets, which = freq.distinct_buckets(ids, self.frequency)
+        distinct, positions = tf.unique(tf.reshape(buckets, [-1]))
+        held = self.pull_rows(self.gaps, self.route(distinct, self.gaps))
+        held = tf.gather(held, tf.reshape(positions, tf.shape(buckets)))
+        clock = self.step.read_value()
+        return tf.gather(freq.probability(held, self.frequency, clock=clock, unseen=0.0), which)
+
     def push(
         self,
         mark: Mark,
         *,
         pulled: Pulled,
         learned: Mapping[str, Parameter],
-        sightings: tuple[Route, freq.Summary] | None,
+        sightings: Sightings | None,
         enqueued: tuple[Candidates, tf.Tensor] | None = None,
         num_batches: tf.Tensor,
     ) -> PushOutcome:
@@ -166,7 +230,7 @@ class ServerState(Variables):
             mark: Which range it is.
             pulled: As the range began.
             learned: What became of the parameters in it, by name.
-            sightings: The range's frequency summary and where its buckets live.
+            sightings: The range's, None without an estimator.
             enqueued: What comes into the bank, as `Bank.append` takes it, and the range's number of
                 samples; None without a bank.
             num_batches: int64 scalar, mini-batches in the range.
@@ -183,7 +247,7 @@ class ServerState(Variables):
             names = self.weights_on(server)
             changes.add_weights({name: sent[name] for name in names}, pulled.pushes)
             if sightings is not None:
-                changes.compose_frequencies(*sightings)
+                changes.compose_frequencies(sightings.route, sightings.summary)
             if enqueued is not None and server == self.bank_server:
                 changes.enqueue(*enqueued)
             outcomes.append(changes.commit(mark, num_batches))

@@ -21,11 +21,9 @@ from models.contract import Candidates, CorpusSample, FeatureValue, Input, Model
 from models.features import identities
 from pipeline.schema import SCENARIO, InputError
 from streaming.config import FrequencyConfig
-from streaming.servers import frequency as freq
 from streaming.servers.merge import Parameter
 from streaming.servers.push import Mark, PushOutcome
-from streaming.servers.state import Pulled, ServerState
-from streaming.servers.variables import Route, Shards
+from streaming.servers.state import Pulled, ServerState, Sightings
 from streaming.worker import negatives, reader
 from streaming.worker.copies import local_bank, local_copy, read_copy
 from streaming.worker.corpus import draw_corpus
@@ -62,22 +60,6 @@ A loss_sum of NaN says that nothing of the range was pushed: what it had learned
 """
 
 
-class _Sightings(NamedTuple):
-    """A range's buckets of the estimator.
-
-    Attributes:
-        route: The servers where they live.
-        summary: What the range adds to them.
-        positions: Where in the summary the buckets of each distinct candidate are.
-        which: [num_samples] which of the distinct candidates each sample has.
-    """
-
-    route: Route
-    summary: freq.Summary
-    positions: tf.Tensor
-    which: tf.Tensor
-
-
 class _Read(NamedTuple):
     """A range as it was read: nothing of this was asked of a server.
 
@@ -101,7 +83,7 @@ class _Read(NamedTuple):
     detail: tf.Tensor
     num_samples: tf.Tensor
     num_batches: tf.Tensor
-    sightings: _Sightings | None
+    sightings: Sightings | None
     features: Mapping[str, FeatureValue]
     corpus_probability: tf.Tensor | None
     corpus: CorpusSample | None
@@ -223,11 +205,10 @@ class RangeFunction:
 
     def _pull(self, read: _Read) -> _Ready:
         """Pulls what a range needs."""
-        probability, unseen = self._probability(read.sightings)
+        probability, unseen = self._state.likely(read.sightings)
         corpus = read.corpus
-        if corpus is not None and read.drawn is not None and self._state.gaps is not None:
-            likely = self._probability_of(read.drawn, self._state.gaps)
-            corpus = corpus._replace(sampling_probability=likely)
+        if corpus is not None and read.drawn is not None:
+            corpus = corpus._replace(sampling_probability=self._state.likely_drawn(read.drawn))
         return _Ready(
             range=read,
             probability=probability,
@@ -248,36 +229,16 @@ class RangeFunction:
 
     def _sightings(
         self, raw: Mapping[str, FeatureValue], num_batches: tf.Tensor
-    ) -> _Sightings | None:
-        gaps, name = self._state.gaps, self._model.candidate_input
-        if gaps is None or name is None:
+    ) -> Sightings | None:
+        name = self._model.candidate_input
+        if name is None:
             return None
-        config = self._state.frequency
-        scenario = raw[SCENARIO] if config.per_scenario else None
-        buckets, which = freq.distinct_buckets(raw[name], config, scenario=scenario)
-        summary, positions = freq.summarise(
-            buckets,
-            which,
+        return self._state.sight(
+            raw[name],
             batch_size=self._batch_size,
             num_batches=num_batches,
-            alpha=config.alpha,
+            scenario=raw[SCENARIO] if self._state.frequency.per_scenario else None,
         )
-        return _Sightings(self._state.route(summary.buckets, gaps), summary, positions, which)
-
-    def _probability(
-        self, sightings: _Sightings | None
-    ) -> tuple[tf.Tensor | None, tf.Tensor | None]:
-        """Returns the estimates of the samples' candidates, and how many were never seen."""
-        if sightings is None or self._state.gaps is None:
-            return None, None
-        config = self._state.frequency
-        held = self._state.pull_rows(self._state.gaps, sightings.route)
-        held = tf.gather(held, sightings.positions)
-        likely = tf.gather(
-            freq.probability(held, config, clock=self._state.step.read_value()), sightings.which
-        )
-        new = tf.gather(tf.cast(freq.never_seen(held), tf.float32), sightings.which)
-        return likely, tf.reduce_sum(new)
 
     def _draws(
         self,
@@ -299,17 +260,6 @@ class RangeFunction:
         )
         sample = CorpusSample(self._model.encode(drawn), None, probability)
         return own, sample, drawn[draws.identity]
-
-    def _probability_of(self, ids: tf.Tensor, gaps: Shards) -> tf.Tensor:
-        """Returns the estimated probabilities of drawn ids, 0 for those never seen."""
-        config = self._state.frequency
-        buckets, which = freq.distinct_buckets(ids, config)
-        distinct, positions = tf.unique(tf.reshape(buckets, [-1]))
-        held = self._state.pull_rows(gaps, self._state.route(distinct, gaps))
-        held = tf.gather(held, tf.reshape(positions, tf.shape(buckets)))
-        return tf.gather(
-            freq.probability(held, config, clock=self._state.step.read_value(), unseen=0.0), which
-        )
 
     def _learn(self, ready: _Ready, *, after: Sequence[tf.Tensor]) -> tuple[Learned, PushOutcome]:
         pulled, read = ready.pulled, ready.range
@@ -337,7 +287,7 @@ class RangeFunction:
             Mark(slot, tf.where(finite, sequence, tf.zeros_like(sequence)), after),
             pulled=pulled,
             learned=learned,
-            sightings=None if read.sightings is None else read.sightings[:2],
+            sightings=read.sightings,
             enqueued=None if enqueued is None else (enqueued, read.num_samples),
             num_batches=read.num_batches,
         )

@@ -23,9 +23,7 @@ from models.index import latest_items
 from models.two_tower import TwoTower
 from pipeline.schema import ITEM_ID
 from streaming.config import FrequencyConfig
-from streaming.servers import frequency as freq
 from streaming.servers.state import ServerState
-from streaming.servers.variables import Shards
 from streaming.worker.corpus import ItemCorpus
 from streaming.worker.mini_batches import MiniBatches
 from streaming.worker.negatives import LocalBank, RangeNegatives
@@ -232,16 +230,10 @@ class Learner:
             return None, None
         if self._exact:
             return chunk.probability, None if draws is None else draws.exact
-        array = cast(Shards, self._state.gaps).variables[0]
-        likely = None
-        if drawn is not None:
-            gaps = tf.gather(array, freq.bucket_numbers(drawn, self._frequency))
-            clock = self._state.step.read_value()
-            likely = freq.probability(gaps, self._frequency, clock=clock, unseen=0.0)
+        likely = None if drawn is None else self._state.likely_drawn(drawn)
         with tf.control_dependencies([] if likely is None else [likely]):
             ids = cast(tf.Tensor, chunk.features[ITEM_ID])
-            size = self._material.batch_size
-            return estimate(self._state, ids, self._frequency, batch_size=size), likely
+            return estimate(self._state, ids, batch_size=self._material.batch_size), likely
 
 
 def variables(state: ServerState) -> Sequence[tf.Variable]:

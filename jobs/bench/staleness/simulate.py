@@ -19,11 +19,9 @@ from models.contract import FeatureValue
 from models.two_tower import TwoTower
 from pipeline.schema import ITEM_ID
 from streaming.config import FrequencyConfig, MergeConfig
-from streaming.servers import frequency as freq
 from streaming.servers.merge import Parameter
 from streaming.servers.push import Mark
-from streaming.servers.state import Pulled, ServerState
-from streaming.servers.variables import Route
+from streaming.servers.state import Pulled, ServerState, Sightings
 from streaming.worker.mini_batches import Handles, MiniBatches, compact_all
 
 Features = Mapping[str, FeatureValue]
@@ -43,7 +41,7 @@ class Held(NamedTuple):
     features: Features
     pulled: Pulled
     probability: tf.Tensor | None
-    sightings: tuple[Route, freq.Summary] | None
+    sightings: Sightings | None
 
 
 class Simulator:
@@ -88,21 +86,11 @@ class Simulator:
 
     def _pull_range(self, raw: Features) -> Held:
         features, _, used = compact_all(self._model.encode(raw), None, self._model)
-        probability, sightings = None, None
-        if self._state.gaps is not None:
-            ids = raw[ITEM_ID]
-            buckets, which = freq.distinct_buckets(ids, self._frequency)
-            summary, positions = freq.summarise(
-                buckets,
-                which,
-                batch_size=self._batch_size,
-                num_batches=self._num_batches(ids),
-                alpha=self._frequency.alpha,
-            )
-            route = self._state.route(summary.buckets, self._state.gaps)
-            gaps = tf.gather(self._state.pull_rows(self._state.gaps, route), positions)
-            likely = freq.probability(gaps, self._frequency, clock=self._state.step.read_value())
-            probability, sightings = tf.gather(likely, which), (route, summary)
+        ids = raw[ITEM_ID]
+        sightings = self._state.sight(
+            ids, batch_size=self._batch_size, num_batches=self._num_batches(ids)
+        )
+        probability, _ = self._state.likely(sightings)
         return Held(features, self._state.pull(used), probability, sightings)
 
     def _num_batches(self, ids: FeatureValue) -> tf.Tensor:

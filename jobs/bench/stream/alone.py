@@ -88,7 +88,7 @@ class Alone:
         ).loss_sum
 
     def _probability(self, ids: tf.Tensor) -> tf.Tensor:
-        likely = estimate(self._state, ids, self._config, batch_size=self._batch_size)
+        likely = estimate(self._state, ids, batch_size=self._batch_size)
         num_samples = tf.size(ids, out_type=tf.int64)
         self._state.step.assign_add(-(-num_samples // self._batch_size))
         return likely
