@@ -72,7 +72,7 @@ class MergeConfig(_Section):
 
 
 class ClusterConfig(_Section):
-    """The processes of `headrace train --local`, and how busy each worker is kept."""
+    """The processes of `headrace train --local`; and, wherever they run, how workers exchange."""
 
     parameter_servers: Annotated[int, Field(ge=1)] = 1
     workers: Annotated[int, Field(ge=1)] = 2
@@ -164,9 +164,10 @@ class WatchConfig(_Section):
     host: str = "127.0.0.1"
     """The address to listen on; 0.0.0.0 is all of the machine's."""
     ready_seconds: Annotated[float, Field(gt=0)] = 60.0
-    """/readyz fails when no range was finished for so long, unless there is nothing to read."""
+    """/readyz fails when no flight came back for so long, unless there is nothing to read."""
     stall_seconds: Annotated[float, Field(gt=0)] = 120.0
-    """Exit with 75 when no range was finished for so long."""
+    """Exit with 75 when no flight came back for so long: ranges that are learned one after the
+    other, see `cluster.flight`, are told of together."""
     tensorboard: bool = False
     """Also write `tensorboard/` in the run's directory."""
 

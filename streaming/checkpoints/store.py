@@ -19,11 +19,10 @@ import functools
 import json
 import logging
 import os
-import re
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -31,26 +30,19 @@ import tensorflow as tf
 from pipeline import durable
 from pipeline.schema import InputError
 from streaming.checkpoints.lives import Lives
+from streaming.checkpoints.newest import MANIFEST, DamagedError, checkpoint_folders, read_newest
 from streaming.ledger import Ledger
 
 logger = logging.getLogger(__name__)
 
-_FOLDER = re.compile(r"checkpoint-(\d{8})$")
-MANIFEST = "manifest.json"
 _PARAMETERS = ("table", "weight")
 _LIVES_BITS = 40
 _DAMAGED = "damaged"
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-_T = TypeVar("_T")
-
 
 class NoSpaceError(RuntimeError):
     """A checkpoint was not written for want of space; those before it are as they were."""
-
-
-class _DamagedError(Exception):
-    """A checkpoint is not as it was written; the message says how."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -276,28 +268,6 @@ def load_checkpoint(directory: str | Path, *, parameters_only: bool = False) -> 
     return loaded
 
 
-def load_ledger(directory: str | Path) -> Ledger:
-    """Loads the ledger of the newest whole checkpoint of a run, without its parameters.
-
-    Raises:
-        InputError: If there is none.
-    """
-
-    def read(_: Path, manifest: Mapping[str, Any]) -> Ledger:
-        return Ledger.from_json(json.dumps(manifest["ledger"]))
-
-    ledger = read_newest(Path(directory), read)
-    if ledger is None:
-        raise InputError(f"{directory}: found no checkpoint; expected one: run 'headrace train'")
-    return ledger
-
-
-def newest_checkpoint(directory: Path) -> str | None:
-    """Returns the name of the newest checkpoint, whole or not; None if there is none."""
-    folders = checkpoint_folders(directory)
-    return folders[-1][1].name if folders else None
-
-
 def _load(
     folder: Path, manifest: Mapping[str, Any], *, groups: Collection[str]
 ) -> LoadedCheckpoint:
@@ -329,49 +299,11 @@ def _saved_name(key: str) -> str:
     return key.removesuffix("/.ATTRIBUTES/VARIABLE_VALUE").replace(".S", "/")
 
 
-def checkpoint_folders(directory: Path) -> list[tuple[int, Path]]:
-    """Returns number and folder of each checkpoint, whole or not, the oldest first."""
-    if not directory.is_dir():
-        return []
-    matches = [(_FOLDER.match(path.name), path) for path in directory.iterdir()]
-    return sorted((int(match.group(1)), path) for match, path in matches if match)
-
-
-def read_newest(directory: Path, read: Callable[[Path, Mapping[str, Any]], _T]) -> _T | None:
-    """Reads the newest checkpoint that is whole; None if there are none at all."""
-    folders = checkpoint_folders(directory)
-    for _, folder in reversed(folders):
-        try:
-            manifest = _whole_manifest(folder)
-            with _damage_found():
-                return read(folder, manifest)
-        except _DamagedError as error:
-            logger.warning("%s is damaged (%s); trying the one before it", folder, error)
-    if folders:
-        raise InputError(
-            f"{directory}: found {len(folders)} checkpoints, all damaged; expected a whole one:"
-            " restore the folder from a backup, or delete it to start from the first sample"
-        )
-    return None
-
-
 def _is_no_space(error: OSError | tf.errors.OpError) -> bool:
     if isinstance(error, OSError):
         return error.errno in _NO_SPACE
     # A parameter server's own words for it: the code differs with the file system.
     return any(os.strerror(number) in error.message for number in _NO_SPACE)
-
-
-def _whole_manifest(folder: Path) -> dict[str, Any]:
-    try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
-        sizes = {name: (folder / name).stat().st_size for name in manifest["files"]}
-    except (OSError, ValueError, KeyError) as error:
-        raise _DamagedError(str(error)) from error
-    wrong = [name for name, size in manifest["files"].items() if sizes[name] != size]
-    if wrong:
-        raise _DamagedError(f"{wrong} have not the size in the manifest")
-    return manifest
 
 
 @contextlib.contextmanager
@@ -385,4 +317,4 @@ def _damage_found() -> Iterator[None]:
         damaged = isinstance(error, tf.errors.DataLossError | tf.errors.NotFoundError)
         if not damaged and type(error) is not tf.errors.OpError:
             raise
-        raise _DamagedError(error.message.partition("\n")[0][:200]) from error
+        raise DamagedError(error.message.partition("\n")[0][:200]) from error
