@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import polars as pl
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from models.contract import CorpusDraws
-from pipeline.manifest import sample_files
+from pipeline.manifest import SampleFile, sample_files
 from pipeline.schema import ITEM_ID, TIMESTAMP_MS, InputError
-from streaming.worker.corpus import ItemCorpus
 
+if TYPE_CHECKING:
+    from models.contract import CorpusDraws
+    from streaming.worker.corpus import ItemCorpus
+
+_KEY = "model.negatives.corpus.directory"
 _COUNT = "num_samples"
 
 
@@ -28,17 +32,43 @@ def read_corpus(directory: str | Path, draws: CorpusDraws) -> ItemCorpus:
     Raises:
         InputError: If the samples cannot be read, or lack a column.
     """
+    from streaming.worker.corpus import ItemCorpus
+
     names = [ITEM_ID, *(each.name for each in draws.inputs if each.name != ITEM_ID)]
-    known: pl.DataFrame | None = None
-    for file in sample_files(directory):
-        table = _read(file.path, [*names, TIMESTAMP_MS])
-        found = pl.DataFrame(table).with_columns(pl.lit(1).alias(_COUNT))
-        known = _merged(found if known is None else pl.concat([known, found]))
-    if known is None:
-        raise InputError(f"{directory}: found no samples; expected the corpus of negatives")
+    files = corpus_files(directory, names)
+    tables = (pq.read_table(file.path, columns=[*names, TIMESTAMP_MS]) for file in files)
+    counted = (pl.DataFrame(table).with_columns(pl.lit(1).alias(_COUNT)) for table in tables)
+    known = _merged(next(counted))
+    for found in counted:
+        known = _merged(pl.concat([known, found]))
     ordered = known.sort(ITEM_ID)
     items = ordered.select(names).to_arrow(compat_level=pl.CompatLevel.oldest())
     return ItemCorpus(items, ordered[_COUNT].to_numpy(), draws)
+
+
+def corpus_files(directory: str | Path, columns: Iterable[str]) -> list[SampleFile]:
+    """Returns the files of a corpus, having seen that each has what is read of it.
+
+    Args:
+        directory: The output of `headrace samples`.
+        columns: The item's id, and what the candidate tower reads.
+
+    Raises:
+        InputError: If there are no samples, or they lack a column.
+    """
+    try:
+        files = sample_files(directory)
+    except InputError as error:
+        raise InputError(f"{_KEY}: {error}") from error
+    if not any(file.rows for file in files):
+        raise InputError(f"{_KEY}: {directory}: found no samples; expected the corpus of negatives")
+    wanted = {ITEM_ID, TIMESTAMP_MS, *columns}
+    for file in files:
+        if missing := wanted - set(pq.read_schema(file.path).names):
+            raise InputError(
+                f"{_KEY}: {file.path}: lacks {sorted(missing)}; expected the candidate's columns"
+            )
+    return files
 
 
 def _merged(rows: pl.DataFrame) -> pl.DataFrame:
@@ -48,10 +78,3 @@ def _merged(rows: pl.DataFrame) -> pl.DataFrame:
         .agg(pl.col(_COUNT).sum(), pl.exclude(_COUNT).last())
         .select(rows.columns)
     )
-
-
-def _read(path: Path, columns: list[str]) -> pa.Table:
-    missing = set(columns) - set(pq.read_schema(path).names)
-    if missing:
-        raise InputError(f"{path}: lacks {sorted(missing)}; expected the candidate's columns")
-    return pq.read_table(path, columns=columns)

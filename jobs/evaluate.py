@@ -12,25 +12,28 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 from rich.console import Console, Group
 from rich.table import Table
 
 from jobs.export import load_samples, load_trained
-from jobs.main import run_job
+from jobs.main import import_tensorflow, run_job
 from jobs.settings import EXIT_DONE, add_config_arguments, load_settings
 from models.config import TwoTowerConfig
-from models.evaluate import Evaluation, evaluate_model, evaluate_popularity, questions
-from models.index import latest_items
-from pipeline.samples import SamplesConfig
 from pipeline.specification import Specification
 from streaming.config import TrainConfig
+
+if TYPE_CHECKING:
+    from models.evaluate import Evaluation
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints hit rates and NDCG of the newest checkpoint and of popularity."""
     arguments = _parse(argv)
+    from pipeline.samples import SamplesConfig  # Beam: not before the arguments are known
+
     sections: dict[str, type[BaseModel]] = {
         "specification": Specification,
         "model": TwoTowerConfig,
@@ -38,6 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "train": TrainConfig,
     }
     settings = load_settings(arguments.config, arguments.overrides, sections)
+    import_tensorflow()
+    from models.evaluate import evaluate_model, evaluate_popularity, questions
+    from models.index import latest_items
+
     specification = settings["specification"]
     trained = load_trained(Path(settings["train"].directory), specification, settings["model"])
     training = load_samples(Path(settings["samples"].output), specification)

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,38 +20,43 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
-from jobs.main import follow_parent, run_job
+from jobs.main import follow_parent, import_tensorflow, run_job
 from jobs.settings import EXIT_DONE, add_config_arguments, load_settings
 from models.bundle import Freshness, Manifest, current_version, prune, resolve_version
 from models.bundle import read_manifest as read_bundle_manifest
 from models.config import ExportConfig, TwoTowerConfig
-from models.export import ExportError, Trained, export_bundle
-from models.index import check_parameters, collect_candidates, collect_queries
-from models.two_tower import TwoTower
 from pipeline.manifest import MANIFEST_NAME, read_manifest, sample_files
-from pipeline.samples import SamplesConfig
 from pipeline.schema import InputError, conform
 from pipeline.specification import Specification
-from streaming.checkpoints.store import load_checkpoint, newest_checkpoint
+from streaming.checkpoints.newest import newest_checkpoint
 from streaming.config import TrainConfig
+
+if TYPE_CHECKING:
+    from models.export import Trained
 
 logger = logging.getLogger(__name__)
 
-
 _POLL_SECONDS = 0.5
-SECTIONS: Final[dict[str, type[BaseModel]]] = {
-    "specification": Specification,
-    "model": TwoTowerConfig,
-    "samples": SamplesConfig,
-    "train": TrainConfig,
-    "export": ExportConfig,
-}
+_DAY_SECONDS = 86_400
+
+
+def sections() -> dict[str, type[BaseModel]]:
+    """Returns what an export needs of a configuration."""
+    from pipeline.samples import SamplesConfig  # Beam: not before the arguments are known
+
+    return {
+        "specification": Specification,
+        "model": TwoTowerConfig,
+        "samples": SamplesConfig,
+        "train": TrainConfig,
+        "export": ExportConfig,
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exports the newest checkpoint and prints what the new version has; or follows a run."""
     parser = argparse.ArgumentParser(prog="headrace export", description=__doc__)
-    add_config_arguments(parser)
+    add_config_arguments(parser, {"export": ExportConfig})
     parser.add_argument(
         "--follow",
         action="store_true",
@@ -59,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     follow_parent()
-    settings = load_settings(arguments.config, arguments.overrides, SECTIONS)
+    settings = load_settings(arguments.config, arguments.overrides, sections())
+    import_tensorflow()
     if not arguments.follow:
         exporter = Exporter(settings)
         Console().print(_summary(exporter.export(exporter.load())))
@@ -74,7 +80,7 @@ class Exporter:
     """Makes versions of checkpoints of one run; what stays the same is read once."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        """Prepares exports by the sections of SECTIONS."""
+        """Prepares exports by their `sections`."""
         self._specification: Specification = settings["specification"]
         self._model_config: TwoTowerConfig = settings["model"]
         self._config: ExportConfig = settings["export"]
@@ -111,6 +117,8 @@ class Exporter:
 
     def export(self, trained: Trained) -> Path:
         """Writes a version and makes it the current one; removes versions beyond `export.keep`."""
+        from models.export import export_bundle
+
         candidates, queries = self._index()
         version = export_bundle(
             self.output,
@@ -125,6 +133,8 @@ class Exporter:
 
     def _index(self) -> tuple[dict[str, pa.Table], pa.Table]:
         """Returns candidates and queries of the samples; read again when their manifest changes."""
+        from models.index import collect_candidates, collect_queries
+
         manifest = self._samples / MANIFEST_NAME
         changed = manifest.stat().st_mtime_ns if manifest.exists() else 0
         if self._indexed is None or self._indexed[0] != changed:
@@ -175,6 +185,8 @@ def _named(freshness: Freshness | None) -> tuple[str, int] | None:
 
 
 def _export_one(exporter: Exporter, trained: Trained) -> None:
+    from models.export import ExportError
+
     started = time.monotonic()
     try:
         version = exporter.export(trained)
@@ -202,6 +214,11 @@ def load_trained(directory: Path, specification: Specification, config: TwoTower
     Raises:
         InputError: If there is no checkpoint, or it is of another specification or model.
     """
+    from models.export import Trained
+    from models.index import check_parameters
+    from models.two_tower import TwoTower
+    from streaming.checkpoints.store import load_checkpoint
+
     folder = directory / "checkpoints"
     loaded = load_checkpoint(folder, parameters_only=True)
     if loaded.specification_fingerprint != specification.fingerprint:
@@ -273,16 +290,21 @@ def freshness_rows(manifest: Manifest) -> list[tuple[str, str]]:
     fresh = manifest.freshness
     if fresh is None:
         return []
-    rows = [("state copied", f"{1e-3 * (fresh.published_ms - fresh.taken_ms):.1f} s before")]
+    rows = [("state copied", f"{_duration(fresh.published_ms - fresh.taken_ms)} before")]
     for name, time_ms in [
         ("newest event", fresh.newest_event_ms),
         ("all events before", fresh.watermark_ms),
     ]:
         if time_ms is not None:
             moment = datetime.datetime.fromtimestamp(1e-3 * time_ms, datetime.UTC)
-            age = 1e-3 * (fresh.published_ms - time_ms)
-            rows.append((name, f"{moment:%Y-%m-%d %H:%M:%S} UTC ({age:,.1f} s before)"))
+            age = _duration(fresh.published_ms - time_ms)
+            rows.append((name, f"{moment:%Y-%m-%d %H:%M:%S} UTC ({age} before)"))
     return rows
+
+
+def _duration(milliseconds: int) -> str:
+    seconds = 1e-3 * milliseconds
+    return f"{seconds:,.1f} s" if seconds < _DAY_SECONDS else f"{seconds / _DAY_SECONDS:,.1f} days"
 
 
 if __name__ == "__main__":

@@ -137,6 +137,7 @@ class LocalCluster:
         self._coordinator: _Process | None = None
         self._stopping = False
         self._killing = False
+        self._idle = False  # whether the coordinator waits for a server that never came
 
     def run(self) -> int:
         """Runs to the coordinator's end; for the main thread, as it handles signals.
@@ -222,6 +223,7 @@ class LocalCluster:
             for position, server in enumerate(self._servers):
                 ended = server.handle.poll()
                 if ended == EXIT_BAD_INPUT:  # it has said why; a new one would say the same
+                    self._idle = not server.replaced
                     return EXIT_BAD_INPUT
                 if ended is not None:
                     self._servers[position] = self._revive(server, ended)
@@ -270,7 +272,9 @@ class LocalCluster:
     def _stop_all(self) -> None:
         """Stops the coordinator, which may save yet, and only then what it saves from."""
         if self._coordinator is not None:
-            self._stop([self._coordinator], grace=self._patience.grace)
+            # While it waits in TensorFlow for a server it has nothing to save, and hears no signal.
+            grace = self._patience.server_grace if self._idle else self._patience.grace
+            self._stop([self._coordinator], grace=grace)
         self._stop(self._servers, grace=self._patience.server_grace)
         self._servers, self._coordinator = [], None
 

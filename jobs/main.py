@@ -26,7 +26,7 @@ COMMANDS: Final[dict[str, dict[str, str]]] = {
     },
     "Training": {
         "train": "a stream of samples to parameters: coordinator, parameter servers, workers",
-        "offsets": "where a run stands in its stream: show, export, reset",
+        "offsets": "where a run stands in its stream: show, export, reset, forget",
         "evaluate": "a checkpoint against the samples of a later time: hit rate, NDCG",
     },
     "Serving": {
@@ -39,8 +39,6 @@ COMMANDS: Final[dict[str, dict[str, str]]] = {
     },
 }
 
-# Those that import it whatever their arguments are.
-_USE_TENSORFLOW = ("offsets", "evaluate", "export", "query", "demo")
 _ROOMS = ("pipeline", "models", "streaming", "jobs")
 _INTERRUPTED = 130
 _KERAS = "tf_keras.src.optimizers"
@@ -65,8 +63,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return EXIT_BAD_INPUT
     _set_up_logging()
-    if command in _USE_TENSORFLOW and not set(rest) & {"-h", "--help"}:
-        import_tensorflow()
     module = f"jobs.{command}.main" if command in ("bench", "demo") else f"jobs.{command}"
     job: Main = importlib.import_module(module).main
     return run_job(job, rest)
@@ -75,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def import_tensorflow() -> None:
     """Imports TensorFlow without the lines that its C++ prints before any log level holds.
 
-    If the import fails, they are shown.
+    If the import fails, they are shown. For a job whose arguments and configuration are good:
+    nobody should wait for it to be told of a slip.
     """
     _without_keras()
     sys.stderr.flush()
@@ -182,7 +179,8 @@ def _overview() -> str:
         lines += ["", f"{group}:", *(f"  {name:<9} {text}" for name, text in commands.items())]
     lines += [
         "",
-        "Exit codes: 0 done, 2 wrong configuration or data, 75 try again later.",
+        "Exit codes: 0 done, 1 a bug (with its traceback), 2 wrong configuration or data,",
+        "75 something is away for a while: run again, 130 after Ctrl-C.",
         "HEADRACE_LOG=WARNING makes it quieter, DEBUG louder.",
     ]
     return "\n".join(lines) + "\n"

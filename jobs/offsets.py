@@ -28,8 +28,8 @@ from jobs.train import open_source
 from pipeline import durable
 from pipeline.schema import TIMESTAMP_MS, InputError
 from pipeline.specification import Specification
+from streaming.checkpoints.newest import checkpoint_folders, load_ledger
 from streaming.checkpoints.reposition import moved, rewrite_ledger, without
-from streaming.checkpoints.store import checkpoint_folders, load_ledger
 from streaming.config import StartConfig, TrainConfig
 from streaming.ledger import Ledger
 from streaming.schedule.positions import first_ledger

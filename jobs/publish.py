@@ -6,7 +6,9 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from typing import Final
 
+from pydantic import BaseModel
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -18,22 +20,29 @@ from pipeline.specification import Specification
 from pipeline.topics.connection import BrokerUnavailableError
 from streaming.source import SourceUnavailableError
 
+_SECTIONS: Final[dict[str, type[BaseModel]]] = {
+    "specification": Specification,
+    "publish": PublishConfig,
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Sends the samples that a configuration names and prints what went where."""
     parser = argparse.ArgumentParser(
-        prog="headrace publish", description="Sample files to a Kafka topic, as Arrow records."
+        prog="headrace publish",
+        description="Sample files to a Kafka topic, as Arrow batches or single tf.Examples"
+        " (publish.value_format).",
     )
-    add_config_arguments(parser)
+    add_config_arguments(parser, _SECTIONS)
     args = parser.parse_args(argv)
-    settings = load_settings(
-        args.config, args.overrides, {"specification": Specification, "publish": PublishConfig}
-    )
+    settings = load_settings(args.config, args.overrides, _SECTIONS)
     config: PublishConfig = settings["publish"]
     console = Console()
     start = time.monotonic()
     try:
-        with Progress(console=console, transient=True) as progress:
+        # Without a terminal, a bar that is taken away again would leave an empty line.
+        bar = Progress(console=console, transient=True, disable=not console.is_terminal)
+        with bar as progress:
             task = progress.add_task(f"publishing to {config.topic}", total=None)
             counts = publish(
                 config,

@@ -11,14 +11,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import tensorflow as tf
 from rich.console import Console, Group
 from rich.table import Table
 
-from jobs.main import run_job
+from jobs.main import import_tensorflow, run_job
 from jobs.settings import EXIT_DONE
 from models.bundle import CANDIDATES, QUERIES, SCORE, Manifest, resolve_version, verify_bundle
-from models.features import feature_input, signature_inputs
 from pipeline.schema import HISTORY_ITEM_ID, ITEM_ID, SCENARIO, USER_ID, InputError
 from pipeline.specification import Specification
 
@@ -33,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     specification = Specification.model_validate(manifest.specification)
     scenario = _scenario(manifest, arguments.scenario)
     user = _user(pq.read_table(version / QUERIES), arguments.user)
+    import_tensorflow()
     results = retrieve_new(version, specification, scenario=scenario, user=user)
     if arguments.k > len(results):
         raise InputError(
@@ -132,6 +131,10 @@ def _with_scenario(user: pa.Table, scenario: str) -> pa.Table:
 def _retrieve(
     version: Path, specification: Specification, *, scenario: str, user: pa.Table
 ) -> list[tuple[Any, float]]:
+    import tensorflow as tf
+
+    from models.features import feature_input, signature_inputs
+
     types = specification.column_types
     inputs = [
         feature_input(feature, column_type=types[feature.name])

@@ -11,9 +11,11 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 from apache_beam.runners.runner import create_runner
+from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
@@ -24,6 +26,10 @@ from pipeline.samples import SamplesConfig, make_samples
 from pipeline.schema import InputError
 from pipeline.specification import Specification
 
+_SECTIONS: Final[dict[str, type[BaseModel]]] = {
+    "specification": Specification,
+    "samples": SamplesConfig,
+}
 DEFAULT_RUNNER = "FnApiRunner"
 _LOCAL_RUNNERS = ("FnApiRunner", "DirectRunner", "DaskRunner", "PrismRunner")
 
@@ -35,11 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Event logs to training samples, in dt=YYYY-MM-DD/ with a manifest.",
         epilog="Any other option goes to Beam, as in --runner=... --dask_client_address=...",
     )
-    add_config_arguments(parser)
+    add_config_arguments(parser, _SECTIONS)
     args, beam_args = parser.parse_known_args(argv)
-    settings = load_settings(
-        args.config, args.overrides, {"specification": Specification, "samples": SamplesConfig}
-    )
+    settings = load_settings(args.config, args.overrides, _SECTIONS)
     config: SamplesConfig = settings["samples"]
     options = _beam_options(beam_args)
     console = Console()

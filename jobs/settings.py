@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import re
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+import sys
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -42,8 +44,22 @@ class SettingsError(ValueError):
         super().__init__("\n".join(self.problems))
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the two flags of every job: `--config PATH` and repeatable `--set path=value`."""
+def add_config_arguments(
+    parser: argparse.ArgumentParser, sections: Mapping[str, type[BaseModel]] | None = None
+) -> None:
+    """Adds the flags of every job: `--config PATH` and repeatable `--set path=value`.
+
+    Args:
+        parser: Gets them.
+        sections: What `--help-config` lists; without any, there is no such flag.
+    """
+    if sections:
+        parser.add_argument(
+            "--help-config",
+            action=_HelpConfig,
+            const=sections,
+            help="print every key of the configuration with its default, and exit",
+        )
     parser.add_argument(
         "--config", required=True, type=Path, metavar="PATH", help="YAML file of the deployment"
     )
@@ -55,6 +71,47 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH=VALUE",
         help="override one value, as in --set samples.num_parts=4; repeatable; VALUE is YAML",
     )
+
+
+class _HelpConfig(argparse.Action):
+    """Prints the keys of some sections."""
+
+    def __init__(
+        self,
+        option_strings: Sequence[str],
+        dest: str,
+        const: Mapping[str, type[BaseModel]],
+        help: str,  # noqa: A002 -- argparse's name
+    ) -> None:
+        super().__init__(option_strings, dest, nargs=0, const=const, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        for name, model in self.const.items():
+            sys.stdout.writelines(f"{line}\n" for line in key_lines(name, model))
+        parser.exit()
+
+
+def key_lines(path: str, model: type[BaseModel], *, known: str = "") -> Iterator[str]:
+    """Yields a line for each key of a section, with its default, and where its meaning stands.
+
+    Args:
+        path: The section's own path.
+        model: What it must be.
+        known: The module that was named already.
+    """
+    if model.__module__ != known:
+        yield f"# {path}: see {model.__module__.replace('.', '/')}.py"
+    for name, field in model.model_fields.items():
+        inner, here = _model_in(field.annotation), f"{path}.{name}"
+        default = field.get_default()
+        if field.is_required():
+            yield f"{here}: (required)"
+        elif not isinstance(default, BaseModel):
+            yield f"{here}: {json.dumps(default, default=str)}"
+        if inner is not None:
+            kind = get_origin(field.annotation)
+            below = ".0" if kind is list else ".NAME" if kind is dict else ""
+            yield from key_lines(here + below, inner, known=model.__module__)
 
 
 def load_settings(
@@ -77,10 +134,11 @@ def load_settings(
         SettingsError: If anything is wrong; it lists all problems, not only the first.
     """
     content = _read_mapping(Path(path))
-    origins = {_override(content, text): f"--set {text}" for text in overrides}
+    own = dict.fromkeys(content, str(path))
+    changes = [(_override(content, text), f"--set {text}") for text in overrides]
     problems = [
-        f"{path}: {name}: found an unknown section; {_expected_one_of(str(name), SECTIONS)}"
-        for name in content
+        f"{origin}: {name}: found an unknown section; {_expected_one_of(str(name), SECTIONS)}"
+        for name, origin in ({str(changed[0]): text for changed, text in changes} | own).items()
         if name not in SECTIONS
     ]
     loaded = {}
@@ -89,10 +147,10 @@ def load_settings(
         try:
             loaded[name] = model.model_validate(section)
         except ValidationError as error:
-            for details in error.errors(include_url=False):
-                problems += _problem_lines(
-                    details, root=(name, model), data=section, file=str(path), origins=origins
-                )
+            for inner, text in _section_problems(error, model, section):
+                where = (name, *inner)
+                origin = _origin(where, changes, str(path))
+                problems.append(f"{origin}: {'.'.join(map(str, where))}: {text}")
     if problems:
         raise SettingsError(problems)
     return loaded
@@ -172,26 +230,47 @@ def _key_in(container: object, part: str, text: str) -> str | int:
     return int(part)
 
 
-def _problem_lines(
-    details: ErrorDetails,
-    *,
-    root: tuple[str, type[BaseModel]],
-    data: object,
-    file: str,
-    origins: Mapping[_Path, str],
-) -> list[str]:
-    """Turns one pydantic error into lines of ours."""
-    name, model = root
-    inner = _path_in(data, details["loc"])
-    owner = _model_at(model, inner)
-    lines = []
-    for below, text in _findings(
-        details, inner=inner, owner=owner, parent=_model_at(model, inner[:-1])
-    ):
-        path: _Path = (name, *inner, *below)
-        origin = next((o for prefix, o in origins.items() if path[: len(prefix)] == prefix), file)
-        lines.append(f"{origin}: {'.'.join(map(str, path))}: {text}")
-    return lines
+def _origin(path: _Path, changes: Sequence[tuple[_Path, str]], file: str) -> str:
+    """Returns what to blame for what stands at a path: the last `--set` of it, or the file.
+
+    Where an override changed but a part of it, both are named.
+    """
+    words = _words(path)
+    for changed, text in reversed(changes):
+        if words[: len(changed)] == _words(changed):
+            return text
+    parts = [text for changed, text in changes if _words(changed)[: len(words)] == words]
+    return f"{file} with {' '.join(parts)}" if parts else file
+
+
+def _words(path: _Path) -> list[str]:
+    """Returns a path as text: validators of ours and overrides write indices in their own ways."""
+    return [str(part) for part in path]
+
+
+def _section_problems(
+    error: ValidationError, model: type[BaseModel], data: object
+) -> list[tuple[_Path, str]]:
+    """Turns pydantic's errors into lines of ours: (path in the section, found and expected).
+
+    Where a value may be one of several things, pydantic tells of each what it is not; that makes
+    one line.
+    """
+    located = [(_path_in(data, each), each) for each in error.errors(include_url=False)]
+    lines: dict[tuple[_Path, str], list[str]] = {}
+    for path, details in located:
+        others = [other for other, each in located if each is not details]
+        meant_another = details["type"] == "literal_error" and isinstance(details["input"], dict)
+        if meant_another and any(other[: len(path)] == path for other in others):
+            continue
+        owner, parent = _model_at(model, path), _model_at(model, path[:-1])
+        for below, text in _findings(details, inner=path, owner=owner, parent=parent):
+            found, _, expected = text.partition("; expected ")
+            lines.setdefault(((*path, *below), found), []).append(expected)
+    return [
+        (path, f"{found}; expected {', or '.join(expected)}" if any(expected) else found)
+        for (path, found), expected in lines.items()
+    ]
 
 
 def _findings(
@@ -214,9 +293,23 @@ def _findings(
     if kind == "model_type" or kind == "model_attributes_type":
         keys = "" if owner is None else f" with keys of {_list(owner.model_fields)}"
         return [((), f"found {found}; expected a mapping{keys}")]
-    expected = re.sub(r"^Input should be ", "", details["msg"])
-    expected = expected.partition(", unable to parse")[0]
-    return [((), f"found {found}; expected {expected[:1].lower()}{expected[1:]}")]
+    return [((), f"found {found}; expected {_expected(details)}")]
+
+
+def _expected(details: ErrorDetails) -> str:
+    """Returns what pydantic expected, in our words where its own are hard to read."""
+    kind, value, context = details["type"], details["input"], details.get("ctx", {})
+    if kind == "too_short":
+        count = context["min_length"]
+        return f"at least {count} item{'s' * (count > 1)}"
+    if kind == "list_type":
+        return "a list" + (f", as {json.dumps([value])}" if isinstance(value, str) else "")
+    if kind == "dict_type":
+        return "a mapping"
+    text = re.sub(r"^Input should be ", "", details["msg"]).partition(", unable to parse")[0]
+    if kind == "literal_error":
+        text += _did_you_mean(str(value), re.findall(r"'([^']*)'", context["expected"]))
+    return f"{text[:1].lower()}{text[1:]}"
 
 
 def _split_path(line: str, owner: type[BaseModel] | None) -> tuple[_Path, str]:
@@ -227,13 +320,14 @@ def _split_path(line: str, owner: type[BaseModel] | None) -> tuple[_Path, str]:
     return (), line
 
 
-def _path_in(data: object, location: Sequence[str | int]) -> _Path:
+def _path_in(data: object, details: ErrorDetails) -> _Path:
     """Drops what pydantic adds to a location (union tags, validators) and the data has not."""
     path: list[str | int] = []
     here: Any = data
+    location = details["loc"]
     for position, part in enumerate(location):
-        last = position == len(location) - 1
-        if isinstance(here, dict) and (part in here or last):
+        lacks = details["type"] == "missing" and position == len(location) - 1
+        if isinstance(here, dict) and (part in here or lacks):
             here = here.get(part)
         elif isinstance(here, list) and isinstance(part, int):
             here = here[part]
@@ -267,9 +361,12 @@ def _expected_one_of(name: str, known: Iterable[str]) -> str:
     known = tuple(known)
     if not known:
         return "expected no such key"
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return f"expected one of {_list(known)}{hint}"
+    return f"expected one of {_list(known)}{_did_you_mean(name, known)}"
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def _list(names: Iterable[str]) -> str:

@@ -29,6 +29,7 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
+from jobs.checks import check_corpus, check_start, check_together, corpus_directory
 from jobs.live.dashboard import TABLE_SHOWN, shown
 from jobs.main import follow_parent, import_tensorflow, run_job
 from jobs.settings import EXIT_BAD_INPUT, EXIT_DONE, EXIT_RETRY, add_config_arguments, load_settings
@@ -64,6 +65,8 @@ SECTIONS: Final[dict[str, type[BaseModel]]] = {
     "model": TwoTowerConfig,
     "train": TrainConfig,
 }
+_LAUNCHER_SECTIONS: Final[dict[str, type[BaseModel]]] = SECTIONS | {"export": ExportConfig}
+_PLACE: Final = ("role", "index", "ps", "workers", "coordinator")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,7 +99,7 @@ def argument_parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_config_arguments(parser)
+    add_config_arguments(parser, _LAUNCHER_SECTIONS)
     parser.add_argument("--local", action="store_true", help="start every process on this machine")
     parser.add_argument("--role", choices=ROLES, help="what this process is")
     parser.add_argument("--index", type=int, help="which of its role; else from the hostname: x-2")
@@ -128,18 +131,27 @@ def _place(arguments: argparse.Namespace) -> tuple[Topology, str, int]:
 
 
 def _run_local(arguments: argparse.Namespace) -> int:
+    placed = [f"--{name}" for name in _PLACE if getattr(arguments, name) is not None]
+    if placed:
+        raise InputError(
+            f"--local: found {', '.join(placed)} too; expected one of --local and --role: --local"
+            " starts every role, and chooses their addresses"
+        )
     from jobs.live.companion import Companion
     from jobs.local import LocalCluster
 
-    sections = SECTIONS | {"export": ExportConfig}
-    settings = load_settings(arguments.config, arguments.overrides, sections)
+    settings = load_settings(arguments.config, arguments.overrides, _LAUNCHER_SECTIONS)
     config = cast(TrainConfig, settings["train"])
     specification = cast(Specification, settings["specification"])
-    check_together(specification, cast(TwoTowerConfig, settings["model"]), config)
-    # Asked here first: a source that is not there is told in a second, not by four processes.
+    # Asked here first: what is wrong is told in a second, and not by four processes.
+    model = cast(TwoTowerConfig, settings["model"])
+    check_together(specification, model, config)
+    check_corpus(specification, model, config)
     source = open_source(config, specification)
-    source.end_offsets()
-    source.close()
+    try:
+        check_start(config, source)
+    finally:
+        source.close()
     command = [sys.executable, "-m", "jobs.train", "--config", str(arguments.config)]
     exporter = [sys.executable, "-m", "jobs.main", "export", "--config", str(arguments.config)]
     for override in arguments.overrides:
@@ -150,51 +162,6 @@ def _run_local(arguments: argparse.Namespace) -> int:
         if settings["export"].follow:
             beside.enter_context(Companion("exporter", [*exporter, "--follow"]))
         return LocalCluster(command, config.cluster, directory=config.directory).run()
-
-
-def check_together(
-    specification: Specification, model: TwoTowerConfig, config: TrainConfig
-) -> None:
-    """Refuses what each section allows, and the three together do not.
-
-    Raises:
-        InputError: If an option would do nothing, or what it does would be wrong.
-    """
-    if config.cluster.merge.rule == "adagrad" and model.optimizer != "adagrad":
-        raise InputError(
-            f"train.cluster.merge.rule: found adagrad with model.optimizer {model.optimizer}, which"
-            " has no accumulator; expected another rule"
-        )
-    largest = max(
-        (
-            specification.tables[feature.table].buckets
-            for feature in specification.features.candidate
-            if feature.table is not None
-        ),
-        default=0,
-    )
-    if config.frequency.buckets < largest:
-        logger.warning(
-            "train.frequency.buckets: found %d, fewer than the %d of the candidates' largest table;"
-            " if there are as many items, they share frequencies",
-            config.frequency.buckets,
-            largest,
-        )
-    if not config.frequency.per_scenario:
-        return
-    if model.negatives.corpus is not None or model.negatives.bank is not None:
-        raise InputError(
-            "train.frequency.per_scenario: the corpus' items have no scenario, and a bank mixes"
-            " them; expected false with model.negatives.corpus or model.negatives.bank"
-        )
-    kafka = config.source.kafka
-    topics = 0 if kafka is None else len(kafka.topics)
-    if len(specification.scenarios) > max(1, topics):
-        raise InputError(
-            f"train.frequency.per_scenario: found {len(specification.scenarios)} scenarios in"
-            f" {topics} topics; expected a Kafka topic for each, or false: in a mini-batch of"
-            " several, an item would be counted once for each of its scenarios"
-        )
 
 
 def open_source(config: TrainConfig, specification: Specification) -> Source:
@@ -224,15 +191,14 @@ class TrainingProcess:
     name: str | None = None
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-
         settings = load_settings(arguments.config, arguments.overrides, SECTIONS)
         self._specification = cast(Specification, settings["specification"])
         self._model_config = cast(TwoTowerConfig, settings["model"])
         self._config = cast(TrainConfig, settings["train"])
         check_together(self._specification, self._model_config, self._config)
+        if self._model_config.negatives.corpus is not None:
+            corpus_directory(self._model_config, self._config)
         self._model = self._make_model()
-        if self._model.corpus is not None:
-            self._corpus_directory()
 
     def _make_model(self) -> Model:
         from models.two_tower import TwoTower
@@ -250,7 +216,8 @@ class TrainingProcess:
         if self._model.corpus is not None:
             from jobs.corpus import read_corpus
 
-            corpus = read_corpus(self._corpus_directory(), self._model.corpus)
+            directory = corpus_directory(self._model_config, self._config)
+            corpus = read_corpus(directory, self._model.corpus)
             corpus.register(seed=self._config.seed)
         RangeReader(
             self._source(),
@@ -259,18 +226,6 @@ class TrainingProcess:
             stream=self._config.stream,
             seed=self._config.seed,
         ).register(run_name(self._config, self._fingerprints()), name=self.name)
-
-    def _corpus_directory(self) -> str:
-        """Returns the samples whose items are the corpus of negatives."""
-        corpus, archive = self._model_config.negatives.corpus, self._config.source.archive
-        if corpus is not None and corpus.directory is not None:
-            return corpus.directory
-        if archive is None:
-            raise InputError(
-                "model.negatives.corpus.directory: found none; expected the output of `headrace"
-                " samples`, as the source is a stream"
-            )
-        return archive.directory
 
     def coordinate(self, topology: Topology) -> int:
         """Runs the coordinator, and ends this process with its exit code."""

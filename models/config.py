@@ -7,12 +7,15 @@ from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from pipeline.schema import ITEM_ID, InputError
+from pipeline.specification import Specification
+
 LogQ: TypeAlias = Literal["none", "all", "negatives", "positive-excluded"]
 """Forms of the correction for sampled negatives; `models.corrections` says when to use which."""
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class CorpusNegativesConfig(_Section):
@@ -92,6 +95,33 @@ class TwoTowerConfig(_Section):
         if self.logq == "positive-excluded" and not self.mask_accidental_hits:
             raise ValueError("logq: positive-excluded needs mask_accidental_hits: true")
         return self
+
+
+def hard_negatives_column(specification: Specification, config: TwoTowerConfig) -> str | None:
+    """Returns the column that hard negatives are read from, None where they are not used.
+
+    Raises:
+        InputError: If they are wanted, and the specification has no use for them.
+    """
+    if not config.negatives.hard:
+        return None
+    column = specification.hard_negatives
+    if column is None:
+        raise InputError(
+            "model.negatives.hard: found no column of hard negatives; expected its name in"
+            " specification.hard_negatives"
+        )
+    names = [feature.name for feature in specification.candidate_features]
+    if names != [ITEM_ID]:
+        raise InputError(
+            "model.negatives.hard: hard negatives are given by id, and the candidate tower reads"
+            f" {names}; expected [{ITEM_ID!r}] alone, or hard: false"
+        )
+    if column in {feature.name for feature in specification.query_features}:
+        raise InputError(
+            f"model.negatives.hard: {column!r} is a query feature too; expected another column"
+        )
+    return column
 
 
 class ExportConfig(_Section):

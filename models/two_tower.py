@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import tensorflow as tf
 
-from models.config import TwoTowerConfig
+from models.config import TwoTowerConfig, hard_negatives_column
 from models.contract import (
     BankShape,
     Candidates,
@@ -35,7 +35,7 @@ from models.features import (
 from models.losses import HardNegatives
 from models.negatives import Sources, mixed_softmax, stream_probability
 from models.towers import tower, tower_weights
-from pipeline.schema import ITEM_ID, REWARD, InputError
+from pipeline.schema import ITEM_ID, REWARD
 from pipeline.specification import FeatureSpec, Specification
 
 _QUERY, _CANDIDATE = "query", "candidate"
@@ -88,6 +88,7 @@ class TwoTower:
         if config.learn_temperature:
             zero = Weight(name=_TEMPERATURE, shape=(1,), initial_bound=0.0, optimizer=optimizer)
             self.weights.append(zero)
+        self._hard = hard_negatives_column(specification, config)
         self.inputs = [
             *self.query_inputs,
             *self.candidate_inputs,
@@ -119,32 +120,11 @@ class TwoTower:
         types = self.specification.column_types
         return [feature_input(spec, column_type=types[spec.name]) for spec in self._sides[side]]
 
-    @property
-    def _hard(self) -> str | None:
-        """The column of hard negatives, None where they are not used."""
-        return self.specification.hard_negatives if self.config.negatives.hard else None
-
     def _hard_inputs(self) -> list[Input]:
-        if not self.config.negatives.hard:
+        if self._hard is None:
             return []
-        column = self._hard
-        if column is None:
-            raise InputError(
-                "model.negatives.hard: found no column of hard negatives; expected its name in"
-                " specification.hard_negatives"
-            )
-        names = [spec.name for spec in self.specification.candidate_features]
-        if names != [ITEM_ID]:
-            raise InputError(
-                "model.negatives.hard: hard negatives are given by id, and the candidate tower"
-                f" reads {names}; expected [{ITEM_ID!r}] alone, or hard: false"
-            )
-        if column in {each.name for each in self.query_inputs}:
-            raise InputError(
-                f"model.negatives.hard: {column!r} is a query feature too; expected another column"
-            )
         (item_input,) = self.candidate_inputs
-        return [Input(name=column, dtype=item_input.dtype, ragged=True, table=item_input.table)]
+        return [Input(name=self._hard, dtype=item_input.dtype, ragged=True, table=item_input.table)]
 
     def _corpus_inputs(self) -> tuple[Input, ...]:
         """The candidate's inputs, and its id where the tower does not read that."""

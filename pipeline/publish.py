@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -45,6 +45,8 @@ logger = logging.getLogger(__name__)
 
 class PublishConfig(BrokerConnection):
     """Which samples go to which topic, and in what form."""
+
+    section: ClassVar[str] = "publish"
 
     directory: Path
     """The output of `headrace samples`."""

@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 class SamplesConfig(BaseModel):
     """What to read, how to join, where to write."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     inputs: Annotated[list[str], Field(min_length=1)]
     """Event logs: files, folders or globs of .parquet, .jsonl and .jsonl.gz files. The workers of a

@@ -6,8 +6,10 @@ signatures of the exported SavedModels.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Annotated, Literal, Self
 
@@ -29,8 +31,15 @@ _KIND_ACCEPTS: dict[str, tuple[str, ...]] = {
 }
 
 
+def _one_of(name: str | None, known: Iterable[str]) -> str:
+    """Returns what was expected instead of a name, the nearest of these pointed out."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name or "", known, n=1)
+    return f"expected one of {known}" + (f" (did you mean {near[0]!r}?)" if near else "")
+
+
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class TableSpec(_Section):
@@ -133,7 +142,7 @@ class Specification(_Section):
 
     def _label_problems(self) -> list[str]:
         return [
-            f"labels.{name}: no such scenario; expected one of {self.scenarios}"
+            f"labels.{name}: no such scenario; {_one_of(name, self.scenarios)}"
             for name in self.labels
             if name not in self.scenarios
         ]
@@ -159,8 +168,8 @@ class Specification(_Section):
         available = self.column_types
         if feature.name not in available:
             return [
-                f"{path}.name: no event column provides {feature.name!r}; expected one of"
-                f" {sorted(available)} (declare others under 'columns')"
+                f"{path}.name: no event column provides {feature.name!r};"
+                f" {_one_of(feature.name, available)} (declare others under 'columns')"
             ]
         found, accepted = available[feature.name], _KIND_ACCEPTS[feature.kind]
         if found not in accepted:
@@ -170,7 +179,8 @@ class Specification(_Section):
             ]
         needs_table = feature.kind in ("id", "ids")
         if needs_table and feature.table not in self.tables:
-            return [f"{path}.table: found {feature.table!r}; expected one of {sorted(self.tables)}"]
+            found_table = "nothing" if feature.table is None else repr(feature.table)
+            return [f"{path}.table: found {found_table}; {_one_of(feature.table, self.tables)}"]
         if not needs_table and feature.table is not None:
             return [f"{path}.table: a {feature.kind!r} feature has no table; expected no such key"]
         if (feature.kind == "vector") != (feature.size is not None):

@@ -76,6 +76,12 @@ def topology_from_environment(environment: Mapping[str, str]) -> tuple[Topology,
     Raises:
         InputError: If TF_CONFIG is missing or has another form.
     """
+    if "TF_CONFIG" not in environment:
+        raise InputError(
+            "found none of --local, --role and TF_CONFIG; expected --local, which runs all"
+            " processes on this machine; or, for one process of a cluster, --role with --ps,"
+            " --workers and --coordinator, or TF_CONFIG"
+        )
     try:
         stored = json.loads(environment["TF_CONFIG"])
         jobs, task = stored["cluster"], stored["task"]
@@ -83,9 +89,9 @@ def topology_from_environment(environment: Mapping[str, str]) -> tuple[Topology,
         topology = Topology(jobs["chief"][0], tuple(jobs["worker"]), tuple(jobs["ps"]))
         return topology, roles[task["type"]], int(task["index"])
     except (KeyError, ValueError, IndexError, TypeError) as error:
-        found = environment.get("TF_CONFIG", "nothing")
+        found = environment["TF_CONFIG"][:200]
         raise InputError(
-            f"TF_CONFIG: found {found[:200]!r}; expected JSON with cluster.{{chief,worker,ps}} and"
+            f"TF_CONFIG: found {found!r}; expected JSON with cluster.{{chief,worker,ps}} and"
             " task.{type,index}; or give --role, --ps, --workers and --coordinator"
         ) from error
 

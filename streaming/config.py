@@ -12,7 +12,7 @@ _AUTO_SKEW_SECONDS = 3600.0
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ArchiveConfig(_Section):
@@ -65,7 +65,7 @@ class MergeConfig(_Section):
     def _power_of_touches(self) -> Self:
         if self.power != 1.0 and self.rule != "touches":
             raise ValueError(
-                f"merge.power: found {self.power} with rule {self.rule}, which has none; expected"
+                f"power: found {self.power} with rule {self.rule}, which has none; expected"
                 " rule: touches, or no power"
             )
         return self

@@ -192,8 +192,16 @@ class Feed:
 
     @property
     def remaining(self) -> int:
-        """Records that can be read and have not been handed out."""
-        return self._plan.remaining
+        """Records that can be read, are wanted, and have not been handed out.
+
+        About so many, where the run ends after a number of samples: by the means of partitions.
+        """
+        limit = self._samples_wanted
+        if limit is None:
+            return self._plan.remaining
+        if self._ledger.totals.samples >= limit:
+            return 0
+        return self._plan.remaining_within(self._budget(limit))
 
     @property
     def _samples_wanted(self) -> int | None:

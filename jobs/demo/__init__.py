@@ -1,4 +1,4 @@
 """The demo: MovieLens-100K through every part, run by `headrace demo`.
 
-Read `movielens` (ratings to event logs), `main` (the steps), `study` (what was learned), `report`.
+Read `movielens` (ratings to event logs), `main` and `steps`, `study` (what was learned), `report`.
 """

@@ -69,6 +69,7 @@ _ROWS: list[tuple[str, list[str], Callable[[_Figures], str]]] = [
     ("loss", ["train/loss"], _number("train/loss", 4)),
     ("feature drift", ["train/drift_1"], _number("train/drift_1", 4)),
     ("lag, records", ["stream/lag_records"], _number("stream/lag_records")),
+    ("records to go", ["stream/records_remaining"], _number("stream/records_remaining")),
     (
         "event-time watermark",
         ["stream/watermark_ms"],
@@ -124,11 +125,14 @@ def shown(metrics: Path) -> Iterator[None]:
     os.close(write)
     os.environ[TABLE_SHOWN] = "1"
     over = threading.Event()
+    known = metrics.stat().st_size if metrics.exists() else 0
     with os.fdopen(os.dup(kept[1]), "w") as terminal:
         console = Console(file=terminal)
         with Live(console=console, auto_refresh=False) as live:
             lines = threading.Thread(target=_print_lines, args=[read, console], daemon=True)
-            figures = threading.Thread(target=_follow, args=[metrics, live, over], daemon=True)
+            figures = threading.Thread(
+                target=_follow, args=[metrics, known, live, over], daemon=True
+            )
             lines.start()
             figures.start()
             try:
@@ -151,8 +155,7 @@ def _print_lines(descriptor: int, console: Console) -> None:
             console.print(Text(line.rstrip("\n")), soft_wrap=True)
 
 
-def _follow(metrics: Path, live: Live, over: threading.Event) -> None:
-    place = metrics.stat().st_size if metrics.exists() else 0
+def _follow(metrics: Path, place: int, live: Live, over: threading.Event) -> None:
     rest, written = "", time.time()
     figures: dict[str, float] = {}
     while not over.wait(_POLL_SECONDS):

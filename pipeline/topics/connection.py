@@ -8,9 +8,9 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, ClassVar, Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.schema import InputError
 from pipeline.topics.security import SaslConfig, TlsConfig, security_options
@@ -18,6 +18,7 @@ from pipeline.topics.security import SaslConfig, TlsConfig, security_options
 _CLIENT_LOG: Final = "kafka"
 _NETWORK_LOG: Final = "kafka.net"
 _CLOSED: Final = "socket disconnected"
+_MAX_PORT: Final = 65_535
 
 
 class BrokerUnavailableError(RuntimeError):
@@ -28,12 +29,26 @@ class BrokerRefusedError(InputError):
     """A broker answers but does not let this client in, or is not the one that is trusted."""
 
 
+def _address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    # The client itself would take an address without a port for one with 9092.
+    if not host or not (port.isdecimal() and 0 < int(port) <= _MAX_PORT):
+        raise ValueError(f"found {text!r}; expected HOST:PORT, as 127.0.0.1:9092")
+    return text
+
+
 class BrokerConnection(BaseModel):
     """How to reach a Kafka cluster; the part that every section for a Kafka client begins with."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True
+    )
+    section: ClassVar[str] = ""
+    """Path of the section in a configuration file, for messages."""
 
-    bootstrap_servers: Annotated[list[str], Field(min_length=1)]
+    bootstrap_servers: Annotated[
+        list[Annotated[str, AfterValidator(_address)]], Field(min_length=1)
+    ]
     """`host:port` of some of the brokers; the others are learned from them."""
     connect_timeout_seconds: Annotated[float, Field(gt=0)] = 15.0
     """How long to look for a first broker that answers."""
@@ -67,12 +82,17 @@ class BrokerConnection(BaseModel):
         Raises:
             InputError: If a file or a password is not where the configuration says.
         """
+        try:
+            security = security_options(self.tls, self.sasl)
+        except InputError as error:
+            where = f"{self.section}." if self.section else ""
+            raise InputError(f"{where}{error}") from None
         return {
             "bootstrap_servers": list(self.bootstrap_servers),
             "bootstrap_timeout_ms": round(self.connect_timeout_seconds * 1000),
             # With the default of 30 s a client sleeps long after the broker is back.
             "reconnect_backoff_max_ms": 1000,
-            **security_options(self.tls, self.sasl),
+            **security,
         }
 
     def failure(self, doing: str, error: object = None) -> BrokerRefusedError | Exception:

@@ -1,4 +1,5 @@
 """The state and the ledger on disk: `store` (files) > `saver` (beside training) > `saves` (when).
 
-`lives` says which coordinator may write; `reposition` writes one again, with another ledger.
+`newest` tells which checkpoints there are, `lives` which coordinator may write; `reposition` writes
+one again, with another ledger.
 """

@@ -12,7 +12,7 @@ from typing import Any
 from pipeline import durable
 from pipeline.schema import InputError
 from streaming.checkpoints.lives import Lives
-from streaming.checkpoints.store import MANIFEST, checkpoint_folders, read_newest
+from streaming.checkpoints.newest import MANIFEST, checkpoint_folders, read_newest
 from streaming.config import StartConfig
 from streaming.ledger import Ledger
 from streaming.schedule.positions import first_ledger
@@ -38,7 +38,7 @@ def moved(
     found = {partition.topic for partition in starts}
     if unknown := sorted((topics or set()) - found):
         raise InputError(f"--topic: found {', '.join(unknown)}; expected some of {sorted(found)}")
-    wanted = first_ledger(start, source, starts=starts, ends=ends)
+    wanted = first_ledger(start, source, starts=starts, ends=ends, offsets_key="--to-file")
     wanted.check_identity(source.identity(wanted.offsets))
     chosen = found if topics is None else topics
     offsets = {p: o for p, o in ledger.offsets.items() if p.topic not in chosen}

@@ -231,7 +231,8 @@ class CheckpointStore:
         def read(folder: Path, manifest: Mapping[str, Any]) -> Ledger:
             self._check_fingerprints(folder, manifest["fingerprints"])
             # What a damaged one has left half read, the one before it writes over.
-            checkpoint.read(str(folder / "state")).assert_consumed()
+            with _damage_found():
+                checkpoint.read(str(folder / "state")).assert_consumed()
             logger.info("restored %s, step %d", folder.name, manifest["step"])
             self.restored = _freshness(manifest)
             if self._lives.current:
@@ -271,12 +272,13 @@ def load_checkpoint(directory: str | Path, *, parameters_only: bool = False) -> 
 def _load(
     folder: Path, manifest: Mapping[str, Any], *, groups: Collection[str]
 ) -> LoadedCheckpoint:
-    reader = tf.train.load_checkpoint(str(folder / "state"))
     values: dict[str, dict[str, np.ndarray]] = {}
-    for key in reader.get_variable_to_shape_map():
-        group, _, name = _saved_name(key).partition("/")
-        if group in groups:
-            values.setdefault(group, {})[name] = reader.get_tensor(key)
+    with _damage_found():
+        reader = tf.train.load_checkpoint(str(folder / "state"))
+        for key in reader.get_variable_to_shape_map():
+            group, _, name = _saved_name(key).partition("/")
+            if group in groups:
+                values.setdefault(group, {})[name] = reader.get_tensor(key)
     frequency = values.get("frequency", {})
     return LoadedCheckpoint(
         parameters=values.get("table", {}) | values.get("weight", {}),

@@ -277,5 +277,19 @@ class Plan:
     def remaining(self) -> int:
         """Records that can be read and have not been handed out."""
         with self._lock:
-            waiting = sum(r.end - r.start for r in self._upcoming)
-            return waiting + sum(end - self._next[p] for p, end in self._end.items())
+            return self._waiting + sum(self._uncut.values())
+
+    def remaining_within(self, max_samples: float) -> int:
+        """Returns how many of them are needed for about so many samples that were not cut yet."""
+        with self._lock:
+            samples = sum(self._samples(p, 0, count) for p, count in self._uncut.items())
+            share = min(1.0, max(0.0, max_samples) / samples) if samples else 0.0
+            return self._waiting + math.ceil(share * sum(self._uncut.values()))
+
+    @property
+    def _waiting(self) -> int:
+        return sum(cut.end - cut.start for cut in self._upcoming)
+
+    @property
+    def _uncut(self) -> dict[Partition, int]:
+        return {p: end - self._next[p] for p, end in self._end.items()}

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 import pyarrow as pa
 from kafka import TopicPartition
@@ -39,6 +39,8 @@ class DeadLettersConfig(BaseModel):
 
 class KafkaSourceConfig(BrokerConnection):
     """Topics of Arrow records, as `headrace publish` writes them, or of single `tf.Example`s."""
+
+    section: ClassVar[str] = "train.source.kafka"
 
     topics: Annotated[list[str], Field(min_length=1)]
     value_format: Literal["arrow", "example"] = "arrow"

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 import jobs.export
-from jobs.export import SECTIONS, Exporter, follow, freshness_rows, load_trained, main
+from jobs.export import Exporter, follow, freshness_rows, load_trained, main, sections
 from jobs.main import run_job
 from jobs.settings import load_settings
 from models.bundle import prune, read_manifest, resolve_version, verify_bundle, versions
@@ -93,7 +93,7 @@ def save_another(root: Path, *, step: int, keep: int = 1) -> None:
 
 
 def make_exporter(root: Path, *overrides: str) -> Exporter:
-    return Exporter(load_settings(write_run(root), overrides, SECTIONS))
+    return Exporter(load_settings(write_run(root), overrides, sections()))
 
 
 def exported_steps(root: Path) -> list[int]:
@@ -140,6 +140,8 @@ def test_a_version_says_how_fresh_it_is(tmp_path: Path) -> None:
     assert manifest.freshness.published_ms > 1_700_000_000_000
     rows = dict(freshness_rows(manifest))
     assert rows["newest event"].startswith("1970-01-01 00:00:00 UTC (")
+    assert rows["newest event"].endswith(" days before)")
+    assert rows["state copied"].endswith(" days before")
     assert set(rows) == {"state copied", "newest event", "all events before"}
 
 

@@ -274,6 +274,13 @@ def test_when_a_server_ends_the_run_the_coordinator_saves_before_the_others_stop
     assert "stop ps 0" in fake.lines("stop ")
 
 
+def test_a_coordinator_that_waits_for_a_server_that_never_came_is_not_waited_for(fake):
+    began = time.monotonic()
+    plan = {"worker": [[*ALL_UP, "exit 2"]], "coordinator": [["deaf", "serve"]]}
+    assert fake.run(plan, patience=Patience(grace=60.0, server_grace=0.1)) == 2
+    assert time.monotonic() - began < 30
+
+
 @pytest.mark.parametrize(("step", "code"), [("exit 75", 75), ("exit 1", 1), ("die", 137)])
 def test_lives_without_progress_are_given_up(fake, caplog, step, code):
     assert fake.run({"coordinator": [[*ALL_UP, step]]}) == code

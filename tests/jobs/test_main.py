@@ -36,6 +36,38 @@ def test_help_imports_neither_tensorflow_nor_arrow_nor_beam() -> None:
     assert shown.splitlines()[-1] == "[]"
 
 
+def test_help_of_a_command_does_not_wait_for_tensorflow_and_writes_nothing_else() -> None:
+    program = """
+import contextlib, sys, jobs.checks, jobs.local, jobs.main
+names = [name for group in jobs.main.COMMANDS.values() for name in group if name != "bench"]
+parts = [["offsets", part] for part in ("show", "export", "reset", "forget")]
+for words in [[name] for name in names] + parts:
+    with contextlib.suppress(SystemExit):
+        jobs.main.main([*words, "--help"])
+        print("unheard of:", words)
+print([m for m in ("tensorflow", "tf_keras") if m in sys.modules])
+"""
+    shown = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
+    assert shown.stdout.splitlines()[-1] == "[]"
+    assert shown.stdout.count("usage: headrace ") == 12
+    assert "unheard of" not in shown.stdout
+    assert shown.stderr == ""
+
+
+def test_the_keys_of_a_command_are_listed_without_a_configuration(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--help-config"])
+    assert ended.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "# train: see streaming/config.py" in lines
+    assert "train.batch_size: 1024" in lines
+    assert "model.dim: 32" in lines
+
+
 def test_an_unknown_command_is_answered_with_the_nearest(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

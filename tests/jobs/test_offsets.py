@@ -13,7 +13,8 @@ from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from jobs.main import run_job
 from jobs.offsets import main
 from pipeline.topics.record import encode
-from streaming.checkpoints.store import CheckpointStore, load_ledger
+from streaming.checkpoints.newest import load_ledger
+from streaming.checkpoints.store import CheckpointStore
 from streaming.ledger import Ledger, Totals
 from streaming.source import Partition
 from tests.jobs.toy_run import write_run
@@ -141,7 +142,7 @@ def test_a_running_trainer_keeps_its_position(run: Run, capsys: pytest.CaptureFi
     [
         (["--to-time", "yesterday"], "--to-time: found 'yesterday'; expected a time with its zone"),
         (["--to-time", "2026-01-01T00:00:00"], "expected a time with its zone"),
-        (["--to-file", "no-such-file"], "no-such-file: found FileNotFoundError"),
+        (["--to-file", "no-such-file"], "--to-file: found no readable file no-such-file (No such"),
         (["--to", "latest", "--topic", "clicks"], "--topic: found clicks; expected some of ["),
     ],
 )

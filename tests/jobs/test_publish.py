@@ -72,7 +72,8 @@ def test_a_broker_that_is_away_exits_75_with_the_cause(
     config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_job(main, ["--config", str(config)]) == 75
-    found = capsys.readouterr().err
+    printed, found = capsys.readouterr()
+    assert printed == ""
     assert "127.0.0.1:1: asking for the topic: " in found
     assert "ECONNREFUSED" in found
     assert "Traceback" not in found

@@ -1,14 +1,26 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import pytest
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from jobs.settings import SettingsError, add_config_arguments, load_settings
+from jobs.settings import (
+    SettingsError,
+    _model_in,
+    add_config_arguments,
+    key_lines,
+    load_settings,
+)
+from models.config import ExportConfig, TwoTowerConfig
+from pipeline.publish import PublishConfig
+from pipeline.samples import SamplesConfig
 from pipeline.specification import Specification
+from streaming.config import TrainConfig
 
 
 class Batcher(BaseModel):
@@ -113,7 +125,7 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
         "train.directory: found nothing; expected a value",
         "train.batcher.batch_size: found 0; expected greater than or equal to 1",
         "train.batcher.shards.1: found 'x'; expected a valid integer",
-        "train.named: found 3; expected a valid dictionary",
+        "train.named: found 3; expected a mapping",
         "train.rate: found 'fast'; expected a valid number",
     ]
 
@@ -152,7 +164,7 @@ specification:
     )
     assert found[1] == (
         "specification.features.candidate.0.table: found 'films'; expected one of"
-        " ['items', 'users']"
+        " ['items', 'users'] (did you mean 'items'?)"
     )
 
 
@@ -161,6 +173,117 @@ def test_an_error_from_an_override_names_the_override_and_not_the_file(tmp_path:
     assert problems(tmp_path, text, "train.batcher.batch_size=-1") == [
         "--set train.batcher.batch_size=-1: train.batcher.batch_size: found -1; expected greater"
         " than or equal to 1"
+    ]
+
+
+def test_an_override_is_named_wherever_its_value_is_found_wrong(tmp_path: Path) -> None:
+    content: dict = {
+        "name": "films",
+        "scenarios": ["home"],
+        "tables": {"items": {"buckets": 10}},
+        "features": {
+            "query": [{"name": "history_item_id", "kind": "ids", "table": "items"}],
+            "candidate": [{"name": "item_id", "kind": "id", "table": "items"}],
+        },
+    }
+    text = yaml.safe_dump({"specification": content})
+    given = {"model": Specification, "section": "specification"}
+    override = "specification.features.query.0.table=itmes"
+    assert problems(tmp_path, text, override, **given) == [  # of a validator, which writes paths
+        f"--set {override}: specification.features.query.0.table: found 'itmes'; expected one of"
+        " ['items'] (did you mean 'items'?)"
+    ]
+    override = "specification.features.candidate.0.name=user_id"
+    (line,) = problems(tmp_path, text, override, **given)  # of something around it
+    assert line.startswith(f"{tmp_path}/config.yaml with --set {override}: specification.features.")
+    assert problems(tmp_path, text, "modle.dim=3", **given) == [
+        "--set modle.dim=3: modle: found an unknown section; expected one of specification,"
+        " samples, publish, model, train, export (did you mean 'model'?)"
+    ]
+
+
+def test_of_several_overrides_the_last_is_named(tmp_path: Path) -> None:
+    first, last = "train.batcher={batch_size: 3}", "train.batcher.batch_size=0"
+    (line,) = problems(tmp_path, "train: {directory: d}", first, last)
+    assert line.startswith(f"--set {last}: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "stream: {start: latst}",
+            "stream.start: found 'latst'; expected 'earliest' or 'latest' (did you mean"
+            " 'latest'?), or a mapping with keys of timestamp, offsets, checkpoint_of",
+        ),
+        (
+            "stream: {start: {offset: x}}",
+            "stream.start.offset: found an unknown key; expected one of timestamp, offsets,"
+            " checkpoint_of (did you mean 'offsets'?)",
+        ),
+        (
+            "stream: {max_skew_seconds: 0}",
+            "stream.max_skew_seconds: found 0; expected greater than 0, or 'auto'",
+        ),
+        (
+            "source: {kafka: {bootstrap_servers: 'b:1', topics: [t]}}",
+            "source.kafka.bootstrap_servers: found 'b:1'; expected a list, as [\"b:1\"]",
+        ),
+        (
+            "source: {kafka: {bootstrap_servers: [b], topics: [t]}}",
+            "source.kafka.bootstrap_servers.0: found 'b'; expected HOST:PORT, as 127.0.0.1:9092",
+        ),
+        (
+            "source: {kafka: {bootstrap_servers: ['b:1'], topics: []}}",
+            "source.kafka.topics: found []; expected at least 1 item",
+        ),
+        (
+            "cluster: {merge: {rule: touch}}",
+            "cluster.merge.rule: found 'touch'; expected 'sum', 'touches', 'dense-touches',"
+            " 'adagrad' or 'agreement' (did you mean 'touches'?)",
+        ),
+        (
+            "checkpoint: {every_seconds: .inf}",
+            "checkpoint.every_seconds: found inf; expected a finite number",
+        ),
+    ],
+)
+def test_one_line_says_what_a_value_may_be(tmp_path: Path, text: str, expected: str) -> None:
+    content = {"directory": "d", "source": {"archive": {"directory": "s"}}} | yaml.safe_load(text)
+    whole = yaml.safe_dump({"train": content})
+    assert problems(tmp_path, whole, model=TrainConfig) == [f"train.{expected}"]
+
+
+def test_no_section_takes_a_number_that_is_not_finite() -> None:
+    roots = [Specification, SamplesConfig, PublishConfig, TwoTowerConfig, TrainConfig, ExportConfig]
+    for root in roots:
+        for model in models_below(root):
+            fields = [str(field.annotation) for field in model.model_fields.values()]
+            if any("float" in text for text in fields):
+                assert model.model_config.get("allow_inf_nan") is False, model
+
+
+def models_below(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    yield model
+    for field in model.model_fields.values():
+        inner = _model_in(field.annotation)
+        if inner is not None:
+            yield from models_below(inner)
+
+
+def test_the_keys_of_a_section_are_listed_with_their_defaults() -> None:
+    assert list(key_lines("train", Train)) == [
+        f"# train: see {__name__.replace('.', '/')}.py",
+        "train.directory: (required)",
+        "train.batcher.batch_size: 64",
+        "train.batcher.shards: [1, 2]",
+        "train.others: []",
+        "train.others.0.batch_size: 64",
+        "train.others.0.shards: [1, 2]",
+        "train.named: {}",
+        "train.named.NAME.batch_size: 64",
+        "train.named.NAME.shards: [1, 2]",
+        "train.rate: 0.1",
     ]
 
 

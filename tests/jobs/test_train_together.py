@@ -7,7 +7,8 @@ import models  # noqa: F401 - before TensorFlow: picks Keras 2
 import pytest  # isort: skip
 from pydantic import ValidationError
 
-from jobs.train import check_together, state_shape
+from jobs.checks import check_together
+from jobs.train import state_shape
 from models.config import TwoTowerConfig
 from pipeline.schema import InputError
 from streaming.config import MergeConfig, TrainConfig

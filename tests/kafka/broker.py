@@ -58,6 +58,7 @@ class Broker:
         self,
         directory: Path,
         *,
+        port: int | None = None,
         java_options: Sequence[str] = (),
         certificates: Certificates | None = None,
     ) -> None:
@@ -65,6 +66,7 @@ class Broker:
 
         Args:
             directory: Where its data and its log are.
+            port: Where it listens, on 127.0.0.1; None for any free port.
             java_options: Options of the process, instead of those for a fast start.
             certificates: With them it listens where `tests.kafka.security.listeners` says, too.
 
@@ -76,7 +78,8 @@ class Broker:
         self._directory = directory
         self._process: subprocess.Popen[bytes] | None = None
         self._security, self._properties = listeners(certificates) if certificates else ({}, "")
-        self.port, self._controller_port, *more = _free_ports(2 + len(self._security))
+        free, self._controller_port, *more = _free_ports(2 + len(self._security))
+        self.port = port or free
         self._ports = {"BROKER": self.port} | dict(zip(self._security, more, strict=True))
         self.log = directory / "broker.log"
 
@@ -172,6 +175,15 @@ class Broker:
 def _shared_classes() -> list[str]:
     archive = cache_directory() / "classes.jsa"
     return [f"-XX:SharedArchiveFile={archive}", "-Xshare:auto"] if archive.exists() else []
+
+
+def is_free(port: int) -> bool:
+    """Returns whether a broker could listen at a port of 127.0.0.1."""
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True
 
 
 def _free_ports(count: int) -> list[int]:

@@ -41,7 +41,7 @@ def test_a_broken_tf_config_is_shown(text):
 
 
 def test_no_tf_config_and_no_flags():
-    with pytest.raises(InputError, match=r"found 'nothing'.*or give --role"):
+    with pytest.raises(InputError, match=r"^found none of .*; expected --local, .* --role"):
         topology_from_environment({})
 
 

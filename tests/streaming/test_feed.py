@@ -76,7 +76,7 @@ class Run:
         **stream,
     ) -> None:
         self.source = source
-        brokers = {"bootstrap_servers": ["not-used"], "topics": kafka}
+        brokers = {"bootstrap_servers": ["not-used:1"], "topics": kafka}
         config = TrainConfig(
             directory="d",
             source={"kafka": brokers} if kafka else {"archive": {"directory": "not-used"}},
@@ -165,6 +165,21 @@ def test_so_many_samples_are_applied_rounded_up_to_records(wanted, found):
         run.apply(in_flight.pop())
     assert not in_flight
     assert run.ledger.totals.samples == found
+
+
+def test_what_is_left_of_so_many_samples_is_told_in_records():
+    source = TimedSource({A: [1] * 100, B: [1] * 100}, per_record={B: 6})
+    run = Run(source, samples_per_range=12, end={"samples": 80})
+    assert run.feed.remaining == 20  # 4 samples a record on average
+    taken = run.take()
+    before = run.feed.remaining
+    assert before < 20
+    run.apply(taken)
+    assert run.feed.remaining == pytest.approx(before, abs=1)
+    run.drain()
+    assert (run.feed.remaining, run.feed.finished) == (0, True)
+    assert Run(source, end={"samples": 10**6}).feed.remaining == 200  # no more than there is
+    assert Run(source, end="never").feed.remaining == 200
 
 
 def test_a_timestamp_to_begin_at():

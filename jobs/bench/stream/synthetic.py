@@ -108,7 +108,7 @@ def broker(address: str | None) -> Iterator[str]:
         return
     # Tests are not shipped, so their broker is a program that may be missing, not an import.
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.kafka"],
+        [sys.executable, "-m", "tests.kafka", "--port", "0"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from jobs.demo import main as demo
+from jobs.demo import steps
+from jobs.demo.main import main
 from jobs.main import run_job
 from tests.jobs.demo.test_movielens import FIRST_SECOND, write_archive
 
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path, capsys) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    code = run_job(demo.main, ["--output", str(tmp_path)])
+    code = run_job(main, ["--output", str(tmp_path)])
     assert code == 2
     assert "not the demo's" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
@@ -22,19 +23,19 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path, capsys) -> None
 def test_a_failed_step_ends_with_its_code_and_its_last_words(tmp_path: Path) -> None:
     rows = [(1, item, 5, FIRST_SECOND + item) for item in range(1, 11)]
     archive = write_archive(tmp_path / "archive.whl", rows)
-    broken = demo.Demo(
+    broken = steps.Demo(
         tmp_path / "out", overrides=["samples.max_reject_share=0"], console=Console(quiet=True)
     )
-    with pytest.raises(demo.StepFailedError, match="max_reject_share") as caught:
+    with pytest.raises(steps.StepFailedError, match="max_reject_share") as caught:
         broken.run(archive, seeds=[1])
     assert caught.value.code == 2
 
 
 def test_progress_is_read_up_to_the_last_whole_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    assert demo.last_entry(path) is None
+    assert steps.last_entry(path) is None
     path.write_text('{"step": 1}\n{"step": 2}\n{"st')
-    assert demo.last_entry(path) == {"step": 2}
+    assert steps.last_entry(path) == {"step": 2}
 
 
 @pytest.mark.timeout(420)
@@ -58,7 +59,7 @@ def test_the_whole_demo_runs_and_adds_up_and_runs_again(tmp_path: Path) -> None:
     (output / ".headrace-demo").touch()
     (output / "left over").mkdir()  # of a former demo
     console = Console(record=True, width=120, quiet=True)
-    report = demo.Demo(output, overrides=small, console=console).run(archive, seeds=[1])
+    report = steps.Demo(output, overrides=small, console=console).run(archive, seeds=[1])
 
     likes = sum(row[2] >= 4 for row in rows if row[3] * 1000 < _cut_ms(rows))
     for run in report.runs:

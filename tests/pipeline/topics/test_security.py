@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from pipeline.publish import PublishConfig
 from pipeline.schema import InputError
 from pipeline.topics.connection import BrokerConnection, BrokerRefusedError, watch_client_log
+from streaming.sources.kafka import KafkaSourceConfig
 
 SECRET = "hunter2"
 
@@ -113,6 +115,24 @@ def test_files_that_are_missing_are_named_with_their_field(tmp_path: Path) -> No
         sasl(password_file=tmp_path / "p").client_options()
     with pytest.raises(InputError, match=r"tls.ca_file: found no file .*/ca.pem; expected one in"):
         connection(tls={"ca_file": tmp_path / "ca.pem"}).client_options()
+
+
+def test_a_file_that_is_missing_is_named_with_its_section(tmp_path: Path) -> None:
+    options = {"bootstrap_servers": ["b:1"], "tls": {"ca_file": tmp_path / "ca.pem"}}
+    read = KafkaSourceConfig(topics=["clicks"], **options)
+    written = PublishConfig(directory=tmp_path, topic="clicks", **options)
+    for config, section in [(read, "train.source.kafka"), (written, "publish")]:
+        with pytest.raises(InputError, match=rf"^{section}\.tls\.ca_file: found no file "):
+            config.client_options()
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1", "localhost:", ":9092", "b:kafka", "b:0", "b:65536"]
+)
+def test_an_address_without_host_or_port_is_refused(address: str) -> None:
+    with pytest.raises(ValidationError, match=f"found '{address}'; expected HOST:PORT, as 127"):
+        connection(bootstrap_servers=["b:1", address])
+    connection(bootstrap_servers=["[::1]:9092", "kafka-0.kafka:9093"])
 
 
 def test_a_certificate_without_its_key_is_refused() -> None:

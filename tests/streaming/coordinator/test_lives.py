@@ -60,7 +60,7 @@ def test_a_run_begins_where_the_checkpoint_of_another_model_stands(run, tmp_path
     ledger = other.coordinator(stream=begin).run()
     assert ledger.totals.samples == 200
     assert other.counters().tolist() == [0.0] * 200 + [1.0] * 200
-    with pytest.raises(InputError, match="found no checkpoint; expected one"):
+    with pytest.raises(InputError, match=r"checkpoint_of: found no checkpoint in .*nowhere"):
         nowhere = {"start": {"checkpoint_of": str(tmp_path / "nowhere")}}
         Run(tmp_path / "third").coordinator(stream=nowhere).run()
 

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from streaming.checkpoints.store import load_ledger
+from streaming.checkpoints.newest import load_ledger
 from tests.streaming.coordinating import SAMPLES, A, B, Run
 from tests.waiting import wait_until
 

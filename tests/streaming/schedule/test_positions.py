@@ -55,18 +55,29 @@ def test_offsets_come_from_a_file_with_the_identity_they_were_noted_with(tmp_pat
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("no json", "JSONDecodeError"),
-        ('{"offsets": [{"topic": "clicks"}]}', "KeyError: 'partition'"),
-        ("[]", "TypeError"),
-        ('{"offsets": [{"topic": "clicks", "partition": 0, "offset": "x"}]}', "ValueError"),
+        (None, "no readable file"),
+        ("no json", "no JSON"),
+        ('{"offsets": [{"topic": "clicks"}]}', "other JSON"),
+        ("[]", "other JSON"),
+        ('{"offsets": [{"topic": "clicks", "partition": 0, "offset": "x"}]}', "other JSON"),
     ],
 )
 def test_a_file_that_is_no_file_of_offsets_is_refused_by_name(tmp_path, text, said):
     path = tmp_path / "offsets.json"
-    path.write_text(text)
-    with pytest.raises(InputError, match=f"offsets.json: found {said}") as refused:
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(
+        InputError, match=rf"^train\.stream\.start\.offsets: found {said}"
+    ) as refused:
         read_offsets(path)
-    assert '"offset": 12' in str(refused.value)  # what one looks like
+    assert str(path) in str(refused.value)
+    assert "Error" not in str(refused.value)
+    assert '`headrace offsets export` writes it: {"offsets": [{' in str(refused.value)
+
+
+def test_a_run_without_a_checkpoint_is_no_place_to_begin(tmp_path):
+    with pytest.raises(InputError, match=r"^train\.stream\.start\.checkpoint_of: found no checkp"):
+        at(StartConfig(checkpoint_of=str(tmp_path)))
 
 
 @pytest.mark.parametrize(
