@@ -31,21 +31,6 @@ def check_together(
             f"train.cluster.merge.rule: found adagrad with model.optimizer {model.optimizer}, which"
             " has no accumulator; expected another rule"
         )
-    largest = max(
-        (
-            specification.tables[feature.table].buckets
-            for feature in specification.features.candidate
-            if feature.table is not None
-        ),
-        default=0,
-    )
-    if config.frequency.buckets < largest:
-        logger.warning(
-            "train.frequency.buckets: found %d, fewer than the %d of the candidates' largest table;"
-            " if there are as many items, they share frequencies",
-            config.frequency.buckets,
-            largest,
-        )
     if not config.frequency.per_scenario:
         return
     if model.negatives.corpus is not None or model.negatives.bank is not None:
@@ -60,6 +45,25 @@ def check_together(
             f"train.frequency.per_scenario: found {len(specification.scenarios)} scenarios in"
             f" {topics} topics; expected a Kafka topic for each, or false: in a mini-batch of"
             " several, an item would be counted once for each of its scenarios"
+        )
+
+
+def warn_of_shared_frequencies(specification: Specification, config: TrainConfig) -> None:
+    """Tells of an estimator that is smaller than the candidates' table; for the coordinator."""
+    largest = max(
+        (
+            specification.tables[feature.table].buckets
+            for feature in specification.features.candidate
+            if feature.table is not None
+        ),
+        default=0,
+    )
+    if config.frequency.buckets < largest:
+        logger.warning(
+            "train.frequency.buckets: found %d, fewer than the %d of the candidates' largest table;"
+            " if there are as many items, they share frequencies",
+            config.frequency.buckets,
+            largest,
         )
 
 

@@ -29,7 +29,13 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
-from jobs.checks import check_corpus, check_start, check_together, corpus_directory
+from jobs.checks import (
+    check_corpus,
+    check_start,
+    check_together,
+    corpus_directory,
+    warn_of_shared_frequencies,
+)
 from jobs.live.dashboard import TABLE_SHOWN, shown
 from jobs.main import follow_parent, import_tensorflow, run_job
 from jobs.settings import EXIT_BAD_INPUT, EXIT_DONE, EXIT_RETRY, add_config_arguments, load_settings
@@ -229,6 +235,7 @@ class TrainingProcess:
 
     def coordinate(self, topology: Topology) -> int:
         """Runs the coordinator, and ends this process with its exit code."""
+        warn_of_shared_frequencies(self._specification, self._config)
         try:
             # A launcher shows the table itself.
             launched = TABLE_SHOWN in os.environ

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import tensorflow as tf
 
 from jobs.bench.in_place import estimate, handles
-from jobs.bench.stream.synthetic import specification
+from jobs.bench.stream.synthetic import FREQUENCY, specification
 from models.config import TwoTowerConfig
 from models.contract import FeatureValue
 from models.features import arrow_features
@@ -58,7 +58,7 @@ class Alone:
     def __init__(self, model: TwoTower, *, batch_size: int) -> None:
         self._model = model
         self._batch_size = batch_size
-        self._config = FrequencyConfig()
+        self._config = FrequencyConfig(**FREQUENCY)
         self._state = ServerState(
             model,
             ["/device:CPU:0"],

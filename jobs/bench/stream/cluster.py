@@ -13,7 +13,7 @@ from typing import Any
 
 from jobs.bench.launch import training
 from jobs.bench.stream.processor import processor_seconds
-from jobs.bench.stream.synthetic import DIM, SPECIFICATION, TOPIC
+from jobs.bench.stream.synthetic import DIM, FREQUENCY, SPECIFICATION, TOPIC
 
 _POLL_SECONDS = 0.05
 
@@ -98,6 +98,7 @@ def _settings(
             "source": place,
             "batch_size": size,
             "batches_per_range": max(1, 8192 // size),
+            "frequency": FREQUENCY,
             "checkpoint": {"every_seconds": 3600},
             "cluster": {"parameter_servers": 1, **cluster},
         },

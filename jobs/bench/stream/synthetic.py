@@ -22,6 +22,7 @@ from pipeline.specification import Specification
 logger = logging.getLogger(__name__)
 
 DIM: Final = 32
+FREQUENCY: Final = {"buckets": 131_072}  # more than items
 TOPIC: Final = "bench-stream"
 EXAMPLE_TOPIC: Final = "bench-stream-example"
 USERS: Final = 200_000
