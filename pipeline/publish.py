@@ -241,8 +241,7 @@ def _retention(config: PublishConfig) -> int:
             found = admin.describe_configs([resource], config_filter="all")["topic"][config.topic]
             settings = {name: entry["value"] for name, entry in found.items()}
             by_event_time = settings["message.timestamp.type"] == "CreateTime"
-            deletes = "delete" in settings["cleanup.policy"] and by_event_time
-            return int(settings[_RETENTION]) if deletes else -1
+            return int(settings[_RETENTION]) if by_event_time else -1
         finally:
             admin.close()
     except (KafkaError, KeyError, ValueError) as error:

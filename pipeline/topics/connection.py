@@ -18,6 +18,7 @@ from pipeline.topics.security import SaslConfig, TlsConfig, security_options
 _CLIENT_LOG: Final = "kafka"
 _NETWORK_LOG: Final = "kafka.net"
 _CLOSED: Final = "socket disconnected"
+_OUT_OF_TIME: Final = ("RequestTimedOut", "Connection timed out")
 _MAX_PORT: Final = 65_535
 
 
@@ -195,7 +196,7 @@ class _NetworkProblems(logging.Handler):
 
     def only(self, *texts: str) -> bool:
         """Returns whether all failed for one of these; running out of time does not count."""
-        told = [message for message in self._seen if "RequestTimedOut" not in message]
+        told = [m for m in self._seen if not any(text in m for text in _OUT_OF_TIME)]
         return bool(told) and all(any(text in message for text in texts) for message in told)
 
     def find(self, pattern: str) -> str | None:

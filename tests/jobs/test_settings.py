@@ -188,17 +188,17 @@ def test_an_override_is_named_wherever_its_value_is_found_wrong(tmp_path: Path) 
     }
     text = yaml.safe_dump({"specification": content})
     given = {"model": Specification, "section": "specification"}
-    override = "specification.features.query.0.table=itmes"
+    override = "specification.features.query.0.table=itemz"
     assert problems(tmp_path, text, override, **given) == [  # of a validator, which writes paths
-        f"--set {override}: specification.features.query.0.table: found 'itmes'; expected one of"
+        f"--set {override}: specification.features.query.0.table: found 'itemz'; expected one of"
         " ['items'] (did you mean 'items'?)"
     ]
     override = "specification.features.candidate.0.name=user_id"
     (line,) = problems(tmp_path, text, override, **given)  # of something around it
     assert line.startswith(f"{tmp_path}/config.yaml with --set {override}: specification.features.")
-    assert problems(tmp_path, text, "modle.dim=3", **given) == [
-        "--set modle.dim=3: modle: found an unknown section; expected one of specification,"
-        " samples, publish, model, train, export (did you mean 'model'?)"
+    assert problems(tmp_path, text, "trian.dim=3", **given) == [
+        "--set trian.dim=3: trian: found an unknown section; expected one of specification,"
+        " samples, publish, model, train, export (did you mean 'train'?)"
     ]
 
 

@@ -85,11 +85,9 @@ def test_samples_that_the_topics_retention_would_delete_are_warned_of(
     admin = KafkaAdminClient(bootstrap_servers=kafka)
     create(admin, topic, 2, retention_ms="86400000")
     create(admin, f"{topic}-kept", 2, retention_ms="-1")
-    create(admin, f"{topic}-compacted", 2, retention_ms="1", cleanup_policy="compact")
     wanted = {"num_partitions": 2, "replication_factor": 1}  # with the broker's own 7 days
     admin.create_topics({f"{topic}-inherited": wanted}, wait_for_metadata=True)
     admin.close()
-    publish(settings(folder, kafka, f"{topic}-compacted"), SCHEMA)
     publish(settings(folder, kafka, f"{topic}-kept"), SCHEMA)
     assert not caplog.messages
     publish(settings(folder, kafka, topic), SCHEMA)

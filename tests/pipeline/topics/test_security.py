@@ -150,6 +150,8 @@ def test_a_broker_that_only_hangs_up_once_has_not_refused_the_password() -> None
 
     log.error(lost, "socket disconnected")
     assert isinstance(config.failure("reading"), BrokerRefusedError)
+    log.error("Connection failed: %s", "KafkaConnectionError: Connection timed out")  # our own
+    assert isinstance(config.failure("reading"), BrokerRefusedError)
 
     log.error(lost, "127.0.0.1:1 ECONNREFUSED")  # so it was stopped
     assert not isinstance(config.failure("reading"), BrokerRefusedError)
