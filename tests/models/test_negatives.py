@@ -135,7 +135,8 @@ def test_a_hit_weighs_nothing_in_any_source() -> None:
         assert float(found) == pytest.approx(expected, abs=1e-6)
 
 
-def test_gradients_of_the_joint_form_reach_all_sources_but_the_bank() -> None:
+def every_source() -> tuple[tf.Tensor, Sources]:
+    """Returns two queries, and candidates of each source for them."""
     random = np.random.default_rng(3)
     share = np.full(9, 1 / 9)
     batch, corpus, bank = (
@@ -144,6 +145,12 @@ def test_gradients_of_the_joint_form_reach_all_sources_but_the_bank() -> None:
     )
     hard = HardNegatives(tf.ones([1, DIM]), tf.constant([6], tf.int64), tf.constant([1], tf.int64))
     query = tf.constant(random.normal(size=(2, DIM)), tf.float32)
+    return query, Sources(batch, corpus=corpus, bank=bank, hard=hard)
+
+
+def test_gradients_of_the_joint_form_reach_all_sources_but_the_bank() -> None:
+    query, sources = every_source()
+    batch, corpus, bank, hard = sources.batch, sources.corpus, sources.bank, sources.hard
     variables = [query, batch.vectors, corpus.vectors, hard.vectors, bank.vectors]
     settings = {"reward": tf.ones(2), "logq": "negatives", "inclusion": None, "masked": True}
 
@@ -176,22 +183,15 @@ def test_gradients_of_the_joint_form_reach_all_sources_but_the_bank() -> None:
 
 
 def test_queries_learn_from_the_bank_and_candidates_as_if_it_were_not_there() -> None:
-    random = np.random.default_rng(3)
-    share = np.full(9, 1 / 9)
-    batch, corpus, bank = (
-        rows(random, np.array(ids), stream=share, corpus=share)
-        for ids in ([0, 1], [2, 3, 0], [4, 5])
-    )
-    hard = HardNegatives(tf.ones([1, DIM]), tf.constant([6], tf.int64), tf.constant([1], tf.int64))
-    query = tf.constant(random.normal(size=(2, DIM)), tf.float32)
+    query, sources = every_source()
+    batch, corpus, bank, hard = sources.batch, sources.corpus, sources.bank, sources.hard
     learned = [query, batch.vectors, corpus.vectors, hard.vectors]
     settings = {"reward": tf.ones(2), "logq": "all", "inclusion": None, "masked": True}
 
     def gradients(bank: Candidates | None, *, joint: bool) -> tuple[float, list[np.ndarray]]:
-        sources = Sources(batch, corpus=corpus, bank=bank, hard=hard, joint=joint)
         with tf.GradientTape() as tape:
             tape.watch(learned)
-            loss = mixed_softmax(query, sources, **settings)
+            loss = mixed_softmax(query, sources._replace(bank=bank, joint=joint), **settings)
         return float(loss), [each.numpy() for each in tape.gradient(loss, learned)]
 
     loss, found = gradients(bank, joint=False)

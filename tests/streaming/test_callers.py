@@ -50,62 +50,48 @@ class Runner:
         return [({"samples": 1.0}, "worker 0") for _ in ranges]
 
 
-@pytest.mark.parametrize("alone", [0, 6])
-def test_until_so_many_are_learned_no_flight_is_out_beside_another(alone):
+def learn(runner: Runner, *, callers: int, flight: int, alone: int = 0) -> None:
+    """Has a runner learn all ten ranges, each once."""
     learned: list[int] = []
-    lock = threading.RLock()
-    callers = Callers(
+    threads = Callers(
         Ranges(),
-        lock,
+        threading.RLock(),
         enter=lambda wanted, report, worker: learned.append(wanted.start),
         alone=lambda: len(learned) < alone,
     )
-    runner = Runner()
-    callers.start(runner, callers=2, flight=1)
-    while not callers.exhausted:
+    threads.start(runner, callers=callers, flight=flight)
+    while not threads.exhausted:
         time.sleep(0.01)
-    callers.stop()
+    threads.stop()
     assert sorted(learned) == list(range(10))
+
+
+@pytest.mark.parametrize("alone", [0, 6])
+def test_until_so_many_are_learned_no_flight_is_out_beside_another(alone):
+    runner = Runner()
+    learn(runner, callers=2, flight=1, alone=alone)
     assert set(runner.seen[:alone]) <= {1}
     assert 2 in runner.seen[alone:]
 
 
 def test_what_little_there_is_is_shared_by_all():
-    learned: list[int] = []
-    feed = Ranges()
-    callers = Callers(
-        feed, threading.RLock(), enter=lambda wanted, report, worker: learned.append(wanted.start)
-    )
     runner = Runner()
-    callers.start(runner, callers=4, flight=16)
-    while not callers.exhausted:
-        time.sleep(0.01)
-    callers.stop()
-    assert sorted(learned) == list(range(10))
+    learn(runner, callers=4, flight=16)
     assert max(runner.flights) == 3  # 10 by 4, upwards
 
 
 def test_a_range_that_comes_back_unread_is_handed_out_again():
-    learned: list[int] = []
-    callers = Callers(
-        Ranges(),
-        threading.RLock(),
-        enter=lambda wanted, report, worker: learned.append(wanted.start),
-    )
-
     class Losing(Runner):
+        given_up = 0
+
         def run(self, slots, ranges, likely, **_):
             reports = super().run(slots, ranges, likely)
-            given_up = 3 in [wanted.start for wanted in ranges] and 3 not in given
-            return [
-                None if given_up and wanted.start == 3 and not given.append(3) else report
-                for wanted, report in zip(ranges, reports, strict=True)
-            ]
+            starts = [wanted.start for wanted in ranges]
+            if 3 in starts and not self.given_up:
+                self.given_up += 1
+                reports[starts.index(3)] = None
+            return reports
 
-    given: list[int] = []
-    callers.start(Losing(), callers=2, flight=4)
-    while not callers.exhausted:
-        time.sleep(0.01)
-    callers.stop()
-    assert given == [3]
-    assert sorted(learned) == list(range(10))
+    runner = Losing()
+    learn(runner, callers=2, flight=4)
+    assert runner.given_up == 1
