@@ -26,9 +26,9 @@ def check_together(
         InputError: If an option would do nothing, or what it does would be wrong.
     """
     hard_negatives_column(specification, model)
-    if config.cluster.merge.rule == "adagrad" and model.optimizer != "adagrad":
+    if config.cluster.merge.rule == "adagrad" and model.optimizer == "sgd":
         raise InputError(
-            f"train.cluster.merge.rule: found adagrad with model.optimizer {model.optimizer}, which"
+            "train.cluster.merge.rule: found adagrad with model.optimizer sgd, which"
             " has no accumulator; expected another rule"
         )
     if not config.frequency.per_scenario:

@@ -19,6 +19,7 @@ _CLIENT_LOG: Final = "kafka"
 _NETWORK_LOG: Final = "kafka.net"
 _CLOSED: Final = "socket disconnected"
 _OUT_OF_TIME: Final = ("RequestTimedOut", "Connection timed out")
+_RECENT_SECONDS: Final = 30
 _MAX_PORT: Final = 65_535
 
 
@@ -175,6 +176,7 @@ class _NetworkProblems(logging.Handler):
     def clear(self) -> None:
         """Forgets what was."""
         self.last = ""
+        self._told = 0.0  # when something else than running out of time was the cause
         self._seen: Counter[str] = Counter()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -182,8 +184,15 @@ class _NetworkProblems(logging.Handler):
         # Lines about bootstrapping repeat that it failed; those about connections say why.
         if "Connection lost: " in message or message.startswith("Connection failed: "):
             self._seen[message] += 1
-        if not message.startswith("Bootstrap"):
-            self.last = message.rpartition("failed: ")[2].rpartition("lost: ")[2]
+        if message.startswith("Bootstrap"):
+            return
+        # The last attempt is often cut short by our own clock, and tells less than one just before.
+        if any(text in message for text in _OUT_OF_TIME):
+            if record.created - self._told < _RECENT_SECONDS:
+                return
+        else:
+            self._told = record.created
+        self.last = message.rpartition("failed: ")[2].rpartition("lost: ")[2]
 
     @property
     def count(self) -> int:

@@ -33,7 +33,7 @@ class Parameter(NamedTuple):
 
     Attributes:
         value: [rows, dim] float32.
-        accumulator: [rows, dim] float32, Adagrad's sum of squared gradients; None without one.
+        accumulator: [rows, dim or 1] float32, Adagrad's sums of squared gradients; None without.
     """
 
     value: tf.Tensor
@@ -45,7 +45,7 @@ class Change(NamedTuple):
 
     Attributes:
         value: [rows, dim] float32, the difference; for `adagrad` times the root of the accumulator.
-        accumulator: [rows, dim] float32 difference, or None.
+        accumulator: [rows, dim or 1] float32 difference, or None.
         pulled: [rows, dim] float32 values as they were pulled, for `agreement`, or None.
     """
 

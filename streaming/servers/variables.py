@@ -136,16 +136,17 @@ class Variables:
                 name = f"{table.name}/{shard}"
                 shape = [size, table.dim]
                 values.append(_uniform(shape, table.initial_bound, name=name, seed=seed))
-                sums.append(tf.fill(shape, table.optimizer.initial_accumulator))
+                width = table.optimizer.sums_per_row(table.dim)
+                sums.append(tf.fill([size, width], table.optimizer.initial_accumulator))
         self.tables[table.name] = Shards(table.name, values, self.devices)
-        if table.optimizer.kind == "adagrad":
+        if table.optimizer.kind != "sgd":
             self.table_sums[table.name] = Shards(f"{table.name}/sum", sums, self.devices)
 
     def _create_weight(self, weight: Weight, device: str, seed: int) -> None:
         with tf.device(device):
             value = _uniform(weight.shape, weight.initial_bound, name=weight.name, seed=seed)
             self.weights[weight.name] = tf.Variable(value, trainable=False, name=weight.name)
-            if weight.optimizer.kind == "adagrad":
+            if weight.optimizer.kind != "sgd":
                 total = tf.fill(weight.shape, weight.optimizer.initial_accumulator)
                 self.weight_sums[weight.name] = tf.Variable(total, trainable=False)
 

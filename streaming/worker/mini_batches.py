@@ -168,6 +168,9 @@ def _apply_gradient(
                 resource=handles.value, indices=rows, updates=rate * gradient
             )
         return
+    if rows is not None and optimizer.kind == "rowwise-adagrad":
+        _apply_rowwise(handles.value, handles.accumulator, gradient, rows, rate)
+        return
     adagrad = {
         "var": handles.value,
         "accum": handles.accumulator,
@@ -179,6 +182,18 @@ def _apply_gradient(
         tf.raw_ops.ResourceApplyAdagradV2(**adagrad)
     else:
         tf.raw_ops.ResourceSparseApplyAdagradV2(**adagrad, indices=rows)
+
+
+def _apply_rowwise(
+    value: tf.Tensor, sums: tf.Tensor, gradient: tf.Tensor, rows: tf.Tensor, rate: tf.Tensor
+) -> None:
+    """Adagrad with one sum a row, of its mean squared gradient (FBGEMM's exact row-wise form)."""
+    squares = tf.reduce_mean(gradient * gradient, axis=1, keepdims=True)
+    added = tf.raw_ops.ResourceScatterAdd(resource=sums, indices=rows, updates=squares)
+    with tf.control_dependencies([added]):
+        total = tf.raw_ops.ResourceGather(resource=sums, indices=rows, dtype=tf.float32)
+    step = rate * gradient / (tf.sqrt(total) + _EPSILON)
+    tf.raw_ops.ResourceScatterSub(resource=value, indices=rows, updates=step)
 
 
 def compact_all(

@@ -64,6 +64,7 @@ _PAIRS = (
     ("§1b negatives > none", "negatives", "none"),
     ("§1b Khrylchenko et al.: positive-excluded > all", "positive-excluded", "all"),
     ("§1b positive-excluded > negatives", "positive-excluded", "negatives"),
+    ("one Adagrad sum a row > one a value", "all, row-wise", "all"),
     ("§4 CBNS as published: cbns, joint > all at equal batch size", "cbns, joint", "all"),
     ("§4 CBNS with our loss: cbns > all at equal batch size", "cbns", "all"),
     ("§4 CBNS: a bank without warm-up hurts", "cbns", "cbns, no warm-up"),

@@ -54,6 +54,7 @@ VARIANTS: Final = (
     Variant(name="all", model={"logq": "all"}),
     Variant(name="negatives", model={"logq": "negatives"}),
     Variant(name="positive-excluded", model={"logq": "positive-excluded"}),
+    Variant(name="all, row-wise", model={"logq": "all", "optimizer": "rowwise-adagrad"}),
     Variant(name="mns", model={"logq": "negatives", "negatives": {"corpus": _CORPUS}}),
     Variant(name="cbns", model=_bank(_BANK_SIZE)),
     Variant(name="cbns, joint", model=_bank(_BANK_SIZE, joint=True)),
@@ -78,9 +79,10 @@ VARIANTS: Final = (
     ),
     Variant(name="cbns, no warm-up", model=_bank(_BANK_SIZE), settings_of="cbns", warm_up_passes=0),
 )
-"""In the order of the tables. `mns` is the published form: negatives corrected by the mixture; the
-others' bank and mixture correct the positive too, as CBNS and Yi et al. do. `cbns, joint` is the
-published form of a bank's loss; the others' candidates learn from the mini-batch alone."""
+"""In the order of the tables. `row-wise` is Adagrad with one sum a row; the others have one a
+value. `mns` is the published form: negatives corrected by the mixture; the others' bank and mixture
+correct the positive too, as CBNS and Yi et al. do. `cbns, joint` is the published form of a bank's
+loss; the others' candidates learn from the mini-batch alone."""
 
 
 def model_config(

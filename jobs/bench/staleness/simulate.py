@@ -64,8 +64,17 @@ class Simulator:
             model, [_CPU], frequency=frequency, seed=seed, num_slots=1, floor=0
         )
         self._state.merge_by(merge)
-        self._copies = {table.name: _copy([None, table.dim]) for table in model.tables}
-        self._copies |= {weight.name: _copy(list(weight.shape)) for weight in model.weights}
+        self._copies = {
+            table.name: (
+                _copy([None, table.dim]),
+                _copy([None, table.optimizer.sums_per_row(table.dim)]),
+            )
+            for table in model.tables
+        }
+        self._copies |= {
+            weight.name: (_copy(list(weight.shape)), _copy(list(weight.shape)))
+            for weight in model.weights
+        }
         self._batches = MiniBatches(model, batch_size=batch_size)
         self._pull = tf.function(self._pull_range, autograph=False, reduce_retracing=True)
         self._push = tf.function(self._push_range, autograph=False, reduce_retracing=True)
@@ -123,10 +132,7 @@ class Simulator:
         return outcome.applied
 
 
-def _copy(shape: Sequence[int | None]) -> tuple[tf.Variable, tf.Variable]:
-    """Returns variables that hold a worker's copy of a parameter and of its accumulator."""
+def _copy(shape: Sequence[int | None]) -> tf.Variable:
+    """Returns a variable that holds a worker's copy of a parameter, or of its accumulator."""
     start = tf.zeros([size or 0 for size in shape])
-    value, total = (
-        tf.Variable(start, trainable=False, shape=tf.TensorShape(shape)) for _ in range(2)
-    )
-    return value, total
+    return tf.Variable(start, trainable=False, shape=tf.TensorShape(shape))

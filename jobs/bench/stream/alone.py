@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import tensorflow as tf
 
 from jobs.bench.in_place import estimate, handles
-from jobs.bench.stream.synthetic import FREQUENCY, specification
+from jobs.bench.stream.synthetic import DIM, FREQUENCY, specification
 from models.config import TwoTowerConfig
 from models.contract import FeatureValue
 from models.features import arrow_features
@@ -30,9 +30,10 @@ _WARM_UP_CHUNKS = 4
 
 
 def main(argv: Sequence[str]) -> int:
-    """Trains on `FOLDER BATCH_SIZE SAMPLES` and prints the two figures of a `Speed`."""
+    """Trains on `FOLDER BATCH_SIZE SAMPLES OPTIMIZER`; prints the two figures of a `Speed`."""
     folder, batch_size, count = argv[0], int(argv[1]), int(argv[2])
-    model = TwoTower(specification(), TwoTowerConfig(dim=32, hidden=(64,)))
+    config = TwoTowerConfig.model_validate({"dim": DIM, "hidden": [64], "optimizer": argv[3]})
+    model = TwoTower(specification(), config)
     source = ArchiveSource(folder, specification().sample_schema)
     chunks = [
         arrow_features(source.read(Range(partition, start, start + _CHUNK)).samples, model.inputs)

@@ -37,8 +37,8 @@ def run_cluster(
     *,
     source: str,
     address: str,
-    size: int,
-    cluster: Mapping[str, int],
+    train: Mapping[str, Any],
+    optimizer: str,
 ) -> Speed:
     """Trains once on a cluster of its own, with one parameter server.
 
@@ -47,10 +47,23 @@ def run_cluster(
         samples: The archive.
         source: `memory`, `archive` or `kafka`.
         address: Of the broker.
-        size: Samples per mini-batch.
-        cluster: What `train.cluster` is to have, beside one parameter server.
+        train: What section `train` is to have, beside its source.
+        optimizer: `model.optimizer`.
     """
-    settings = _settings(run, samples, source=source, address=address, size=size, cluster=cluster)
+    place: dict[str, Any] = {"archive": {"directory": str(samples)}}
+    if source == "kafka":
+        place = {"kafka": {"bootstrap_servers": [address], "topics": [TOPIC]}}
+    settings = {
+        "specification": SPECIFICATION,
+        "model": {"dim": DIM, "hidden": [64], "optimizer": optimizer},
+        "train": {
+            "directory": str(run),
+            "source": place,
+            "frequency": FREQUENCY,
+            "checkpoint": {"every_seconds": 3600},
+            **train,
+        },
+    }
     with training(
         run,
         settings,
@@ -76,33 +89,6 @@ def _watch(process: subprocess.Popen[bytes], metrics: Path) -> dict[int, float]:
             used[line] = processor_seconds(process.pid)
         time.sleep(_POLL_SECONDS)
     return used
-
-
-def _settings(
-    run: Path,
-    samples: Path,
-    *,
-    source: str,
-    address: str,
-    size: int,
-    cluster: Mapping[str, int],
-) -> dict[str, Any]:
-    place: dict[str, Any] = {"archive": {"directory": str(samples)}}
-    if source == "kafka":
-        place = {"kafka": {"bootstrap_servers": [address], "topics": [TOPIC]}}
-    return {
-        "specification": SPECIFICATION,
-        "model": {"dim": DIM, "hidden": [64]},
-        "train": {
-            "directory": str(run),
-            "source": place,
-            "batch_size": size,
-            "batches_per_range": max(1, 8192 // size),
-            "frequency": FREQUENCY,
-            "checkpoint": {"every_seconds": 3600},
-            "cluster": {"parameter_servers": 1, **cluster},
-        },
-    }
 
 
 def run_module(module: str, *arguments: str | int | Path) -> Speed:

@@ -3,9 +3,12 @@
 The same two-tower model on the same SYNTHETIC samples (Zipf items, ten-item histories), in one run:
 
   process   one process, samples in memory as tensors, variables in place: no cluster at all
-  memory    the cluster (1 parameter server, 1 worker), samples in the worker's memory
+  memory    the cluster (1 parameter server, 1 worker, an exchange every 8 mini-batches), samples in
+            the worker's memory
   memory-2  the same with 2 workers
   memory-overlap     the same with 1 worker and `train.cluster.overlap`
+  memory-16          the same with an exchange every 16 mini-batches (`train.batches_per_range`)
+  memory-32          the same with an exchange every 32 mini-batches
   archive   the cluster, samples from Parquet files
   kafka     the cluster, samples from a Kafka broker
   tfrs      stock TensorFlow Recommenders: `Model.fit` on batches cached in memory
@@ -24,12 +27,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import itertools
 import logging
 import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from jobs.bench.report import Cell, add_broker_argument, bench_parser, write_report
 from jobs.bench.stream.cluster import Speed, run_cluster, run_module
@@ -45,13 +50,33 @@ from jobs.settings import EXIT_DONE
 logger = logging.getLogger(__name__)
 
 Speeds = dict[tuple[int, str], list[Speed]]
-# By the variant's name: its source, and its `train.cluster`.
-_CLUSTERS: dict[str, tuple[str, dict[str, int]]] = {
-    "memory": ("memory", {"workers": 1}),
-    "memory-2": ("memory", {"workers": 2}),
-    "memory-overlap": ("memory", {"workers": 1, "overlap": True}),
-    "archive": ("archive", {"workers": 1}),
-    "kafka": ("kafka", {"workers": 1}),
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Cluster:
+    source: str
+    workers: int = 1
+    overlap: bool = False
+    batches_per_range: int = 8
+
+    def train(self, size: int) -> dict[str, Any]:
+        """Returns what section `train` has of it, for mini-batches of `size` samples."""
+        servers = {"parameter_servers": 1, "workers": self.workers, "overlap": self.overlap}
+        return {
+            "batch_size": size,
+            "batches_per_range": self.batches_per_range,
+            "cluster": servers,
+        }
+
+
+_CLUSTERS = {
+    "memory": _Cluster("memory"),
+    "memory-2": _Cluster("memory", workers=2),
+    "memory-overlap": _Cluster("memory", overlap=True),
+    "memory-16": _Cluster("memory", batches_per_range=16),
+    "memory-32": _Cluster("memory", batches_per_range=32),
+    "archive": _Cluster("archive"),
+    "kafka": _Cluster("kafka"),
 }
 _KERAS = {"tfrs": "fit", "generator": "generator", "batched-generator": "batched-generator"}
 _READERS = {"consumer": "bare", "example": "source"}
@@ -67,6 +92,8 @@ _RATIOS = [
     ("cluster_vs_process", "memory", "process"),
     ("cluster_2_workers_vs_process", "memory-2", "process"),
     ("cluster_overlap_vs_process", "memory-overlap", "process"),
+    ("cluster_every_16_vs_process", "memory-16", "process"),
+    ("cluster_every_32_vs_process", "memory-32", "process"),
     ("kafka_vs_memory", "kafka", "memory"),
     ("archive_vs_memory", "archive", "memory"),
 ]
@@ -79,6 +106,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=3, help="rounds per variant")
     parser.add_argument("--variants", default=",".join(_VARIANTS), help="comma-separated, of those")
     parser.add_argument("--batch-sizes", default="1024,4096", help="comma-separated")
+    parser.add_argument(
+        "--optimizer",
+        default="adagrad",
+        choices=("adagrad", "rowwise-adagrad"),
+        help="of ours; Keras has the first alone",
+    )
     add_broker_argument(parser)
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as name:
@@ -131,7 +164,7 @@ def _run(
 ) -> Speed:
     samples, count = folder / "samples", arguments.samples
     if variant == "process":
-        return run_module("alone", samples, size, count)
+        return run_module("alone", samples, size, count, arguments.optimizer)
     few = min(count, _MOST_EXAMPLES)
     if variant in _READERS:
         return run_module("consumer", _READERS[variant], address, few)
@@ -139,14 +172,14 @@ def _run(
         if variant in _ON_EXAMPLES:  # not to the end of the topic and over again
             count = max(size, few - _WARM_UP_BATCHES * size)
         return run_module("keras", _KERAS[variant], samples, size, count, address)
-    source, cluster = _CLUSTERS[variant]
+    cluster = _CLUSTERS[variant]
     return run_cluster(
         folder / f"run-{size}-{variant}-{round_number}",
         samples,
-        source=source,
+        source=cluster.source,
         address=address,
-        size=size,
-        cluster=cluster,
+        train=cluster.train(size),
+        optimizer=arguments.optimizer,
     )
 
 

@@ -156,3 +156,16 @@ def test_a_broker_that_only_hangs_up_once_has_not_refused_the_password() -> None
     log.error(lost, "127.0.0.1:1 ECONNREFUSED")  # so it was stopped
     assert not isinstance(config.failure("reading"), BrokerRefusedError)
     watch_client_log()
+
+
+def test_a_last_attempt_that_our_clock_cut_short_does_not_hide_the_cause() -> None:
+    log = logging.getLogger("kafka.net.manager")
+    watch_client_log()
+    log.error("Connection failed: %s", "KafkaConnectionError: Connection timed out")
+    assert "asking: KafkaConnectionError: Connection timed out;" in connection().unavailable(
+        "asking"
+    )
+    log.error("Connection failed: %s", "KafkaConnectionError: 111 ECONNREFUSED")
+    log.error("Connection failed: %s", "KafkaConnectionError: Connection timed out")
+    assert "asking: KafkaConnectionError: 111 ECONNREFUSED;" in connection().unavailable("asking")
+    watch_client_log()

@@ -225,7 +225,7 @@ class Regression:
         return Outcome(tf.reduce_mean(error**2) / 2)
 
 
-@pytest.mark.parametrize("kind", ["sgd", "adagrad"])
+@pytest.mark.parametrize("kind", ["sgd", "adagrad", "rowwise-adagrad"])
 @pytest.mark.parametrize("servers", [1, 2])
 @pytest.mark.parametrize("flight", [1, 2])
 def test_a_range_equals_its_mini_batches_taken_one_by_one_in_numpy(tmp_path, kind, servers, flight):
@@ -233,12 +233,16 @@ def test_a_range_equals_its_mini_batches_taken_one_by_one_in_numpy(tmp_path, kin
     source = NumberSource()
     state, function = make(model, source, tmp_path, servers=servers, batch_size=4, flight=flight)
     rows, weight = table_of(state, "rows").astype(float), state.weights["w"].numpy().astype(float)
-    sums = {"rows": np.full((6, 2), 0.1), "w": np.full(2, 0.1)}
+    rowwise = kind == "rowwise-adagrad"
+    sums = {"rows": np.full((6, 1 if rowwise else 2), 0.1), "w": np.full(2, 0.1)}
 
     def update(value, total, gradient):
         if kind == "sgd":
             return value - 0.1 * gradient, total
-        total = total + gradient**2
+        squares = gradient**2
+        if gradient.ndim == 2 and rowwise:
+            squares = squares.mean(axis=1, keepdims=True)
+        total = total + squares
         return value - 0.1 * gradient / (np.sqrt(total) + 1e-7), total
 
     reader = RangeReader(source, model.inputs, dead_letters=DeadLetterFiles(tmp_path))
