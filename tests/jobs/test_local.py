@@ -298,7 +298,8 @@ def test_lives_that_save_go_on(fake):
 @pytest.mark.parametrize("role", ["ps", "worker"])
 def test_a_server_that_cannot_start_is_named_and_the_run_given_up(fake, caplog, role):
     assert fake.run({role: [["exit 7"]]}) == 75
-    assert len(fake.lines(f"start {role} 0")) == FAST.deaths
+    starts = [len(fake.lines(f"start {role} {index} ")) for index in (0, 1)]
+    assert max(starts) == FAST.deaths  # of either worker
     assert f"given up: {role} " in caplog.text
     assert "ended with 7, 4 times at its start" in caplog.text
 
