@@ -66,10 +66,15 @@ class Lines:
 
 
 class TensorBoard:
-    """Writes event files, a point every few seconds."""
+    """Writes event files, a point every few seconds.
+
+    Not by `tf.summary`: its writer is a resource of the context that it was made in, and that ends
+    when the coordinator connects to its cluster.
+    """
 
     def __init__(self, directory: Path) -> None:
-        self._writer = tf.summary.create_file_writer(str(directory))
+        with tf.Graph().as_default():  # which this writer wants, and does nothing with
+            self._writer = tf.compat.v1.summary.FileWriter(str(directory))
         self._written = -_TENSORBOARD_SECONDS
         # What `tf.summary.scalar` writes, which would want the package tensorboard beside it.
         data = tf.compat.v1.SummaryMetadata.PluginData(plugin_name="scalars")
@@ -82,9 +87,13 @@ class TensorBoard:
         if LOSS not in figures or now - self._written < _TENSORBOARD_SECONDS:
             return
         self._written = now
-        with self._writer.as_default():
-            for name, value in figures.items():
-                tf.summary.write(name, tf.constant(value, tf.float32), step, self._scalar)
+        points = [
+            tf.compat.v1.Summary.Value(
+                tag=name, tensor=tf.make_tensor_proto(value, tf.float32), metadata=self._scalar
+            )
+            for name, value in figures.items()
+        ]
+        self._writer.add_summary(tf.compat.v1.Summary(value=points), step)
         self._writer.flush()
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tensorflow as tf
 from kafka import KafkaProducer
 
 from jobs.main import main
@@ -65,8 +66,12 @@ def test_the_same_samples_from_files_and_from_kafka_give_the_same_totals(tmp_pat
     publish(config, Specification(**SPECIFICATION).sample_schema)
     _send(kafka, topic, 2, os.urandom(300))  # and one record that nobody can read
 
-    archive = train(tmp_path / "archive", {"archive": {"directory": str(samples)}})
+    place = {"archive": {"directory": str(samples)}}
+    archive = train(tmp_path / "archive", place, watch={"tensorboard": True})
     assert archive.returncode == 0, archive.stderr
+    points = _points(tmp_path / "archive" / "run" / "tensorboard")
+    assert 0 < points["stream/samples"] <= SAMPLES
+    assert points["train/loss"] == pytest.approx(losses(tmp_path / "archive")[0], rel=1e-6)
     source = {"kafka": {"bootstrap_servers": [kafka], "topics": [topic]}}
     streamed = train(tmp_path / "kafka", source, max_reject_share=0.05)
     assert streamed.returncode == 0, streamed.stderr
@@ -91,6 +96,16 @@ def test_the_same_samples_from_files_and_from_kafka_give_the_same_totals(tmp_pat
     assert refused.returncode == 2
     assert "train.max_reject_share: 1 " in refused.stderr
     assert "expected at most 1.00%" in refused.stderr
+
+
+def _points(directory: Path) -> dict[str, float]:
+    """Returns the first point of each figure that TensorBoard would show."""
+    (path,) = directory.iterdir()
+    points: dict[str, float] = {}
+    for record in tf.data.TFRecordDataset(str(path)):
+        for value in tf.compat.v1.Event.FromString(record.numpy()).summary.value:
+            points.setdefault(value.tag, float(tf.make_ndarray(value.tensor)))
+    return points
 
 
 def _send(address: str, topic: str, partition: int, payload: bytes) -> None:
