@@ -9,6 +9,7 @@ from jobs.corpus import corpus_files
 from models.config import TwoTowerConfig, hard_negatives_column
 from pipeline.schema import InputError
 from pipeline.specification import Specification
+from streaming.checkpoints.lives import check_unused
 from streaming.checkpoints.newest import checkpoint_folders
 from streaming.config import StartConfig, TrainConfig
 from streaming.schedule.positions import first_ledger
@@ -96,14 +97,17 @@ def check_corpus(specification: Specification, model: TwoTowerConfig, config: Tr
 
 
 def check_start(config: TrainConfig, source: Source) -> None:
-    """Sees that the source is there, and that a run without a checkpoint can begin in it.
+    """Sees that nobody else trains there, that the source is there, and that a run can begin in it.
 
     Raises:
-        InputError: If the offsets that `train.stream.start` names are not of this source.
+        InputError: If another trainer uses the directory, or, without a checkpoint, the offsets
+            that `train.stream.start` names are not of this source.
         SourceUnavailableError: If it is not there.
     """
+    checkpoints = Path(config.directory) / "checkpoints"
+    check_unused(checkpoints)
     ends, start = source.end_offsets(), config.stream.start
-    if checkpoint_folders(Path(config.directory) / "checkpoints"):
+    if checkpoint_folders(checkpoints):
         return
     if isinstance(start, StartConfig) and start.timestamp is None:
         starts = source.start_offsets()

@@ -128,7 +128,8 @@ def shown(metrics: Path) -> Iterator[None]:
     known = metrics.stat().st_size if metrics.exists() else 0
     with os.fdopen(os.dup(kept[1]), "w") as terminal:
         console = Console(file=terminal)
-        with Live(console=console, auto_refresh=False) as live:
+        # Gone at the end: the run's last words are the ledger's, and newer.
+        with Live(console=console, auto_refresh=False, transient=True) as live:
             lines = threading.Thread(target=_print_lines, args=[read, console], daemon=True)
             figures = threading.Thread(
                 target=_follow, args=[metrics, known, live, over], daemon=True

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,12 +21,42 @@ from pipeline import durable
 from pipeline.schema import InputError
 
 _LIVES = "lives"
+_LOCK = "coordinator.lock"
 _FOLDER = re.compile(r"\.life-(\d{8})$")
 _KEPT_TOMBSTONES = 100
 
 
 class FencedError(InputError):
     """This life may not write any more: another has taken over, or the folder is gone."""
+
+
+def check_unused(directory: Path, *, patience_seconds: float = 3.0) -> None:
+    """Sees that no coordinator holds a checkpoint folder, which need not be there.
+
+    Args:
+        directory: The folder.
+        patience_seconds: How long one that is about to end is waited for.
+
+    Raises:
+        InputError: If one does.
+    """
+    deadline = time.monotonic() + patience_seconds
+    while (directory / _LOCK).exists():
+        try:
+            with _lock(directory):
+                return
+        except InputError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.1)
+
+
+def _lock(directory: Path) -> contextlib.AbstractContextManager[None]:
+    refusal = (
+        f"{directory}: another trainer uses this checkpoint directory; expected none: stop it, or"
+        " set another train.directory"
+    )
+    return durable.locked(directory / _LOCK, refusal=refusal)
 
 
 class Lives:
@@ -51,11 +82,7 @@ class Lives:
         Raises:
             InputError: If another coordinator holds the folder.
         """
-        refusal = (
-            f"{self._directory}: another trainer uses this checkpoint directory; expected none:"
-            " stop it, or set another train.directory"
-        )
-        with durable.locked(self._directory / "coordinator.lock", refusal=refusal):
+        with _lock(self._directory):
             self.current = self._claim()
             self._fence_off_former()
             yield self.current
