@@ -280,10 +280,14 @@ class TrainingProcess:
 
     def _fingerprints(self) -> dict[str, str]:
         """Returns what a checkpoint must agree with: what gives its arrays shape and meaning."""
-        return {
-            "specification": self._specification.fingerprint,
+        # In the order in which a difference is told: a table's size before all that it is part of.
+        return state_shape(self._model, self._config) | {
             "samples": schema_fingerprint(self._specification.sample_schema),
-        } | state_shape(self._model, self._config)
+            "specification": self._specification.fingerprint,
+        }
+
+
+_FREQUENCIES: Final = "train.frequency, train.batch_size, model.logq (from or to none)"
 
 
 def state_shape(model: Model, config: TrainConfig) -> dict[str, str]:
@@ -293,12 +297,12 @@ def state_shape(model: Model, config: TrainConfig) -> dict[str, str]:
     kinds = {table.optimizer.kind for table in model.tables}
     kinds |= {weight.optimizer.kind for weight in model.weights}
     shape = {
-        "tables": ", ".join(tables),
+        "specification.tables": ", ".join(tables),
         "model.hidden, model.dim, model.learn_temperature": ", ".join(weights),
         "model.optimizer": ", ".join(sorted(kinds)),
         "model.negatives.bank": "none",
         "model.negatives.corpus.smoothing": "none",
-        "train.frequency, train.batch_size": "none",
+        _FREQUENCIES: "none",
     }
     if model.bank is not None:
         shape["model.negatives.bank"] = f"{model.bank.size}x{model.bank.dim}"
@@ -308,7 +312,7 @@ def state_shape(model: Model, config: TrainConfig) -> dict[str, str]:
     if model.candidate_input is not None:
         # Gaps are counted in mini-batches: with other ones, every stored gap would be wrong.
         frequency = config.frequency
-        shape["train.frequency, train.batch_size"] = (
+        shape[_FREQUENCIES] = (
             f"{frequency.hashes} hashes of {frequency.buckets} buckets, alpha {frequency.alpha:g},"
             f" per_scenario {frequency.per_scenario}, mini-batches of {config.batch_size}"
         )

@@ -58,7 +58,8 @@ class RejectLimit:
             allowed = self._share * records
             if not complete or what != "all":
                 allowed += _DEVIATIONS * math.sqrt(allowed * (1 - self._share))
-            if rejects > allowed and (complete or records >= _JUDGED):
+            judged = records >= _JUDGED or (complete and what == "all")
+            if rejects > allowed and judged:
                 raise InputError(
                     f"train.max_reject_share: {rejects} of {what} {records} records could not be"
                     f" decoded, {rejects / records:.2%}; expected at most {self._share:.2%}: see"

@@ -42,6 +42,9 @@ def test_a_power_is_one_of_touches() -> None:
         MergeConfig(power=0.5)
 
 
+FREQUENCIES = "train.frequency, train.batch_size, model.logq (from or to none)"
+
+
 @pytest.mark.parametrize(
     ("model", "source", "found"),
     [
@@ -66,10 +69,18 @@ def test_estimates_per_scenario_are_refused_where_they_are_wrong(model, source, 
         ({"dim": 5}, {}, ["model.hidden, model.dim, model.learn_temperature"]),
         ({"optimizer": "sgd"}, {}, ["model.optimizer"]),
         ({"negatives": {"bank": {"size": 9}}}, {}, ["model.negatives.bank"]),
-        ({}, {"batch_size": 2048}, ["train.frequency, train.batch_size"]),
-        ({}, {"frequency": {"buckets": 100}}, ["train.frequency, train.batch_size"]),
+        (
+            {},
+            {"batch_size": 2048},
+            [FREQUENCIES],
+        ),
+        (
+            {},
+            {"frequency": {"buckets": 100}},
+            [FREQUENCIES],
+        ),
         ({}, {"frequency": {"initial_gap": 9}}, []),
-        ({"logq": "none"}, {}, ["train.frequency, train.batch_size"]),
+        ({"logq": "none"}, {}, [FREQUENCIES]),
     ],
 )
 def test_a_checkpoint_must_agree_in_what_its_arrays_mean_and_in_nothing_else(

@@ -20,6 +20,14 @@ def test_a_share_that_chance_explains_stops_nothing_before_the_end() -> None:
         limit.check(counts(120, 8), complete=True)
 
 
+def test_a_life_that_ends_with_a_few_bad_records_is_judged_with_those_before_it():
+    limit = RejectLimit(0.01, kept_in="here")
+    limit.note(counts(1, 1))  # all that was left for this life
+    limit.check(counts(424, 1), complete=True)
+    with pytest.raises(InputError, match="5 of all 424 records"):
+        limit.check(counts(424, 5), complete=True)
+
+
 def test_lost_records_are_no_rejects() -> None:
     RejectLimit(0.0, kept_in="here").check(counts(1000, 0, lost=900), complete=True)
 
