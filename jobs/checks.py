@@ -9,7 +9,7 @@ from jobs.corpus import corpus_files
 from models.config import TwoTowerConfig, hard_negatives_column
 from pipeline.schema import InputError
 from pipeline.specification import Specification
-from streaming.checkpoints.lives import check_unused
+from streaming.checkpoints.lives import check_unused, make
 from streaming.checkpoints.newest import checkpoint_folders
 from streaming.config import StartConfig, TrainConfig
 from streaming.schedule.positions import first_ledger
@@ -97,14 +97,15 @@ def check_corpus(specification: Specification, model: TwoTowerConfig, config: Tr
 
 
 def check_start(config: TrainConfig, source: Source) -> None:
-    """Sees that nobody else trains there, that the source is there, and that a run can begin in it.
+    """Sees that the run's folder and its source are there, and that a run can begin in them.
 
     Raises:
-        InputError: If another trainer uses the directory, or, without a checkpoint, the offsets
-            that `train.stream.start` names are not of this source.
+        InputError: If the folder cannot be written, or another trainer uses it, or, without a
+            checkpoint, the offsets that `train.stream.start` names are not of this source.
         SourceUnavailableError: If it is not there.
     """
     checkpoints = Path(config.directory) / "checkpoints"
+    make(checkpoints)
     check_unused(checkpoints)
     ends, start = source.end_offsets(), config.stream.start
     if checkpoint_folders(checkpoints):

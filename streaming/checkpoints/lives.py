@@ -10,8 +10,10 @@ however late they wake up.
 from __future__ import annotations
 
 import contextlib
+import errno
 import re
 import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -28,6 +30,25 @@ _KEPT_TOMBSTONES = 100
 
 class FencedError(InputError):
     """This life may not write any more: another has taken over, or the folder is gone."""
+
+
+def make(directory: Path) -> None:
+    """Makes a checkpoint folder, if it is not there.
+
+    Raises:
+        InputError: If it cannot be made, or not be written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        if error.errno == errno.ENOSPC:  # which a save tells, and which may pass
+            return
+        raise InputError(
+            f"train.directory: cannot make {directory}, or write there ({error.strerror}); expected"
+            " a place that this process may write, with its file system mounted"
+        ) from error
 
 
 def check_unused(directory: Path, *, patience_seconds: float = 3.0) -> None:

@@ -29,7 +29,7 @@ import tensorflow as tf
 
 from pipeline import durable
 from pipeline.schema import InputError
-from streaming.checkpoints.lives import Lives
+from streaming.checkpoints.lives import Lives, make
 from streaming.checkpoints.newest import MANIFEST, DamagedError, checkpoint_folders, read_newest
 from streaming.ledger import Ledger
 
@@ -106,13 +106,7 @@ class CheckpointStore:
         self._fingerprints = dict(fingerprints)
         self.restored = Freshness()
         self._lives = Lives(self._directory)
-        try:
-            self._directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"train.directory: cannot make {self._directory} ({error.strerror}); expected a"
-                " place that this process may write, with its file system mounted"
-            ) from error
+        make(self._directory)
 
     @contextlib.contextmanager
     def owned(self) -> Iterator[int]:

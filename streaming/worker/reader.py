@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import threading
+import time
 import uuid
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -47,6 +48,7 @@ COORDINATOR = b"coordinator"
 COUNTS = ("status", "samples", "rejects", "lost", "first_ms", "last_ms", "ahead")
 _AHEAD = COUNTS.index("ahead")
 NO_TIME = -1
+_TELL_SECONDS = 10.0
 
 
 class Status(enum.IntEnum):
@@ -95,6 +97,7 @@ class RangeReader:
         self._ahead: tuple[Range, Future[_Read | None]] | None = None
         self._lock = threading.Lock()
         self._name = ""
+        self._untold, self._told = 0, -_TELL_SECONDS
 
     def register(self, run: str, *, name: str | None = None) -> None:
         """Makes this reader reachable from graphs that run in this process.
@@ -148,7 +151,23 @@ class RangeReader:
             self._dead_letters.write(wanted, found.rejects)
         except Exception as error:  # noqa: BLE001 - it is told by a status
             return self._nothing(*_failure(wanted, error))
+        self._tell(wanted, found.rejects)
         return found.columns
+
+    def _tell(self, wanted: Range, rejects: Sequence[Reject]) -> None:
+        """Logs rejects, the first at once and then a few: all are in the dead letters."""
+        self._untold += len(rejects)
+        if time.monotonic() - self._told < _TELL_SECONDS:
+            return
+        logger.warning(
+            "rejected %d records, the latest of %s: offset %d, %s: %s",
+            self._untold,
+            wanted,
+            rejects[-1].offset,
+            rejects[-1].reason,
+            rejects[-1].detail,
+        )
+        self._untold, self._told = 0, time.monotonic()
 
     def _read(self, wanted: Range) -> _Read:
         """Reads [counts, detail] and the columns, flat, in the order of the inputs."""

@@ -87,6 +87,7 @@ def test_a_good_configuration_is_started(config: Path) -> None:
             "train.stream.start.checkpoint_of: found no checkpoint in nowhere/checkpoints",
         ),
         ("train.source.archive.directory=nowhere", "nowhere: found no such folder"),
+        ("train.directory=config.yaml", "train.directory: cannot make config.yaml/checkpoints"),
     ],
 )
 def test_what_is_wrong_is_said_once_before_anything_is_started(

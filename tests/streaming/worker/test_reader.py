@@ -135,6 +135,17 @@ def test_rejects_are_kept_when_a_range_is_run_and_not_when_it_is_read_ahead(tmp_
     }
 
 
+def test_rejects_are_told_at_once_and_then_not_for_each_range(tmp_path, caplog):
+    source, reader = make(tmp_path)
+    source.rejects = [Reject(4, "undecodable", "found 3 bytes", b"?")]
+    for start in range(0, 20, 5):
+        read(reader, Range(CLICKS, start, start + 5))
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert (
+        line == "rejected 1 records, the latest in clicks[0]: offset 4, undecodable: found 3 bytes"
+    )
+
+
 def test_a_range_whose_rejects_cannot_be_kept_is_not_learned(tmp_path):
     source, reader = make(tmp_path / "dead")
     source.rejects = [Reject(5, "undecodable", "found nothing", b"?")]
