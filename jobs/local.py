@@ -144,7 +144,8 @@ class LocalCluster:
 
         Returns:
             The coordinator's exit code, which is 0, 2 (of any process), or what it ended with last
-            when the run was given up or stopped: 75 for an outage; 128 + n for a signal n.
+            when the run was given up or stopped: 75 for an outage; 128 + n for a signal n, which is
+            130 after a second Ctrl-C.
         """
         numbers = (signal.SIGINT, signal.SIGTERM)
         previous = {number: signal.signal(number, self._on_signal) for number in numbers}
@@ -156,6 +157,8 @@ class LocalCluster:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+        if self._killing:
+            return _SIGNAL_EXIT + signal.SIGINT
         return code if code >= 0 else _SIGNAL_EXIT - code
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

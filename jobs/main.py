@@ -64,8 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_BAD_INPUT
     _set_up_logging()
     module = f"jobs.{command}.main" if command in ("bench", "demo") else f"jobs.{command}"
-    job: Main = importlib.import_module(module).main
-    return run_job(job, rest)
+    try:
+        job: Main = importlib.import_module(module).main
+        return run_job(job, rest)
+    except KeyboardInterrupt:  # or Python would show where in an import it was
+        return _interrupted()
 
 
 def import_tensorflow() -> None:
@@ -145,8 +148,12 @@ def run_job(job: Main, argv: Sequence[str] | None = None) -> int:
         _say("cannot run", error)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
-        sys.stderr.write("headrace: interrupted\n")
-        return _INTERRUPTED
+        return _interrupted()
+
+
+def _interrupted() -> int:
+    sys.stderr.write("headrace: interrupted\n")
+    return _INTERRUPTED
 
 
 def _say(what: str, error: Exception) -> None:

@@ -27,6 +27,11 @@ class Range:
     start: int
     end: int
 
+    def __str__(self) -> str:
+        """Names it for a person."""
+        where = f"{self.partition.topic}, partition {self.partition.number}"
+        return f"{where}, offsets {self.start} to {self.end - 1}"
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Place:

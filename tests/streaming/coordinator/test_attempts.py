@@ -96,7 +96,7 @@ def test_a_range_that_loses_one_worker_after_the_other_is_named(run, monkeypatch
 
     monkeypatch.setattr(run.source, "read", deadly)
     monkeypatch.setattr(run.cluster, "schedule", losing)
-    with pytest.raises(InputError, match=r"number=1\), start=60, end=80\): 5 workers were lost"):
+    with pytest.raises(InputError, match=r"partition 1, offsets 60 to 79: 5 workers were lost"):
         run.coordinator(cluster={"flight": 4}).run()
 
 

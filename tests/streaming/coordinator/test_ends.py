@@ -68,7 +68,7 @@ def test_a_range_that_does_not_end_is_named_with_its_age(run):
         return call()
 
     run.cluster.fates = [lambda call: call()] * 3 + [held]
-    with pytest.raises(RestartNeededError, match=r"within 4 s: Range\(.*for 4 s"):
+    with pytest.raises(RestartNeededError, match=r"within 4 s: .*, offsets \d+ to \d+ for 4 s"):
         coordinator.run()
     hold.set()
 

@@ -141,8 +141,9 @@ def test_rejects_are_told_at_once_and_then_not_for_each_range(tmp_path, caplog):
     for start in range(0, 20, 5):
         read(reader, Range(CLICKS, start, start + 5))
     (line,) = [record.getMessage() for record in caplog.records]
-    assert (
-        line == "rejected 1 records, the latest in clicks[0]: offset 4, undecodable: found 3 bytes"
+    assert line == (
+        "rejected 1 records, the latest of clicks, partition 0, offsets 0 to 4: offset 4,"
+        " undecodable: found 3 bytes"
     )
 
 
