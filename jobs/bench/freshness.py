@@ -165,7 +165,7 @@ class _Run:
         return {
             "specification": specification,
             "samples": {"inputs": ["not-read"], "output": str(self._folder / "samples")},
-            "model": {"dim": DIM, "hidden": [64]},
+            "model": {"dim": DIM, "hidden": [64], "optimizer": "adagrad"},
             "train": {
                 "directory": str(self._folder / "run"),
                 "source": {"kafka": {"bootstrap_servers": [address], "topics": [_TOPIC]}},

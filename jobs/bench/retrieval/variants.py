@@ -109,6 +109,7 @@ def model_config(
             "dim": 32,
             "temperature": settings[0],
             "learning_rate": settings[1],
+            "optimizer": "adagrad",
             **content,
             "negatives": negatives,
         }

@@ -53,17 +53,7 @@ def run_cluster(
     place: dict[str, Any] = {"archive": {"directory": str(samples)}}
     if source == "kafka":
         place = {"kafka": {"bootstrap_servers": [address], "topics": [TOPIC]}}
-    settings = {
-        "specification": SPECIFICATION,
-        "model": {"dim": DIM, "hidden": [64], "optimizer": optimizer},
-        "train": {
-            "directory": str(run),
-            "source": place,
-            "frequency": FREQUENCY,
-            "checkpoint": {"every_seconds": 3600},
-            **train,
-        },
-    }
+    settings = run_settings(run, source=place, train=train, optimizer=optimizer)
     with training(
         run,
         settings,
@@ -78,6 +68,23 @@ def run_cluster(
     count = last["stream/samples"] - first["stream/samples"]
     spent = used[len(lines) - 1] - used[begin + 1]
     return Speed(count / (last["time"] - first["time"]), spent / count * 1e6)
+
+
+def run_settings(
+    run: Path, *, source: Mapping[str, Any], train: Mapping[str, Any], optimizer: str
+) -> dict[str, Any]:
+    """Returns the configuration of a run; see `run_cluster`."""
+    return {
+        "specification": SPECIFICATION,
+        "model": {"dim": DIM, "hidden": [64], "optimizer": optimizer},
+        "train": {
+            "directory": str(run),
+            "source": source,
+            "frequency": FREQUENCY,
+            "checkpoint": {"every_seconds": 3600},
+            **train,
+        },
+    }
 
 
 def _watch(process: subprocess.Popen[bytes], metrics: Path) -> dict[int, float]:

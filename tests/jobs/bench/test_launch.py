@@ -7,7 +7,7 @@ import json
 import pytest
 
 from jobs.bench.launch import training
-from jobs.bench.stream.cluster import _settings
+from jobs.bench.stream.cluster import run_settings
 from jobs.bench.stream.synthetic import write_samples
 
 
@@ -32,8 +32,11 @@ def test_an_error_beside_a_run_ends_it(tmp_path) -> None:
 def test_a_cluster_whose_processes_are_a_benchmark_s_own_trains(tmp_path) -> None:
     write_samples(tmp_path / "samples", 4000)
     run = tmp_path / "run"
-    settings = _settings(
-        run, tmp_path / "samples", source="memory", address="", size=500, cluster={"workers": 1}
+    settings = run_settings(
+        run,
+        source={"archive": {"directory": str(tmp_path / "samples")}},
+        train={"batch_size": 500, "cluster": {"parameter_servers": 1, "workers": 1}},
+        optimizer="rowwise-adagrad",
     )
     environment = {"BENCH_SOURCE": "memory"}
     with training(
