@@ -21,7 +21,13 @@ from tensorflow_metadata.proto.v0 import schema_pb2
 from tfx_bsl.coders.example_coder import ExamplesToRecordBatchDecoder, RecordBatchToExamplesEncoder
 
 from pipeline.schema import SchemaMismatchError, type_name
-from pipeline.topics.record import EXAMPLE_FORMAT, FORMAT_HEADER, Headers, RecordError
+from pipeline.topics.record import (
+    EXAMPLE_FORMAT,
+    FORMAT_HEADER,
+    Headers,
+    RecordError,
+    check_finite,
+)
 
 HEADERS: Final[Headers] = [(FORMAT_HEADER, EXAMPLE_FORMAT)]
 """What each record of an Example carries."""
@@ -118,7 +124,9 @@ class ExampleDecoder:
             _column(found, field) for found, field in zip(batch.columns, self._schema, strict=True)
         ]
         nulls = dict(zip(batch.schema.names, (c.null_count for c in batch.columns), strict=True))
-        return pa.table(columns, schema=self._schema), nulls
+        samples = pa.table(columns, schema=self._schema)
+        check_finite(samples)
+        return samples, nulls
 
     def _explained(self, error: Exception, value: bytes | None) -> RecordError | _WrongColumnError:
         """Returns what was wrong with an Example that stood alone, in words of ours."""

@@ -8,10 +8,12 @@ times faster than compression inside Arrow's stream.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.schema import conform, schema_fingerprint
 
@@ -29,7 +31,8 @@ class RecordError(ValueError):
     """A record is not one that this version can read.
 
     Attributes:
-        reason: A short identifier, to count by: `no-value`, `unknown-format`, `undecodable`.
+        reason: A short identifier, to count by: `no-value`, `unknown-format`, `undecodable`,
+            `not-finite`.
         detail: What was found and what was expected, for a person.
     """
 
@@ -85,12 +88,31 @@ def decode(value: bytes | None, *, schema: pa.Schema, where: str) -> pa.Table:
         where: Names the record in messages: topic, partition and offset.
 
     Raises:
-        RecordError: If the bytes are not one whole Arrow batch.
+        RecordError: If the bytes are not one whole Arrow batch, or a number is not finite.
         SchemaMismatchError: If a column is missing or has another type.
     """
     if value is None:
         raise RecordError("no-value", "found a record without a value; expected an Arrow batch")
-    return conform(pa.Table.from_batches([_only_batch(value)]), schema, where=where)
+    samples = conform(pa.Table.from_batches([_only_batch(value)]), schema, where=where)
+    check_finite(samples)
+    return samples
+
+
+def check_finite(samples: pa.Table) -> None:
+    """Refuses samples of which one would make the loss of its whole mini-batch NaN.
+
+    Raises:
+        RecordError: If a number is infinite or NaN.
+    """
+    for name, column in zip(samples.schema.names, samples.columns, strict=True):
+        while pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+            column = pc.list_flatten(column)
+        # The sum of what is finite is finite: doubles hold any number of float32.
+        if pa.types.is_floating(column.type) and not math.isfinite(pc.sum(column).as_py() or 0.0):
+            wrong = column.filter(pc.invert(pc.is_finite(column)))
+            raise RecordError(
+                "not-finite", f"column {name!r}: found {wrong[0].as_py()}; expected finite numbers"
+            )
 
 
 def _only_batch(value: bytes) -> pa.RecordBatch:

@@ -179,13 +179,14 @@ class CheckpointStore:
         folders = checkpoint_folders(self._directory)
         newest = [path.stat().st_size for _, folder in folders[-1:] for path in folder.iterdir()]
         if shutil.disk_usage(self._directory).free < sum(newest):
-            raise self._no_space()
+            raise self._no_space(sum(newest))
 
-    def _no_space(self) -> NoSpaceError:
+    def _no_space(self, needed: int = 0) -> NoSpaceError:
         free = shutil.disk_usage(self._directory).free
+        size = f", the last was {-(-needed >> 20)} MiB" if needed else ""
         return NoSpaceError(
-            f"{self._directory}: no space left for a checkpoint ({free >> 20} MiB free); expected"
-            " room for one more than train.checkpoint.keep: make room"
+            f"{self._directory}: no space left for a checkpoint ({free >> 20} MiB free{size});"
+            " expected room for one more than train.checkpoint.keep: make room"
         )
 
     def _prune(self) -> None:

@@ -7,6 +7,7 @@ that one is taken.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ _USUAL_PORT = 9092
 def main(argv: Sequence[str] | None = None) -> int:
     """Serves until standard input ends; returns 1 if the broker's jars or Java are missing."""
     port = chosen_port(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the folder goes, too
     with tempfile.TemporaryDirectory(prefix="headrace-kafka-") as name:
         try:
             broker = Broker(Path(name) / "kafka", port=port)

@@ -149,3 +149,10 @@ def test_random_bytes_are_samples_or_errors_of_ours_one_each(noise: list[bytes])
     with contextlib.suppress(SchemaMismatchError):
         table, errors = decode(*noise)
         assert table.num_rows + len(errors) == len(noise)
+
+
+def test_an_example_with_a_number_that_is_not_finite_is_rejected_alone() -> None:
+    bad = example(**FULL | {"reward": [float("nan")]})
+    table, errors = decode(example(**FULL), bad, example(**FULL))
+    assert table.column("reward").to_pylist() == [1.0, 1.0]
+    assert [(place, error.reason) for place, error in errors.items()] == [(1, "not-finite")]

@@ -124,3 +124,17 @@ def test_a_damaged_byte_gives_samples_or_an_error_of_ours(position: int, change:
     damaged[position] ^= change
     with contextlib.suppress(RecordError, SchemaMismatchError):
         assert decode(bytes(damaged), schema=SCHEMA, where="r").schema == SCHEMA
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), float("-inf")])
+def test_a_number_that_is_not_finite_is_rejected_with_its_column(wrong: float) -> None:
+    schema = pa.schema([("reward", pa.float32()), ("image", pa.list_(pa.float32()))])
+    good = pa.table({"reward": [3e38, 3e38, None], "image": [[3e38, 3e38], [], None]}, schema)
+    assert decode(encode(good)[0], schema=schema, where="here").num_rows == 3
+    for column, value in {"reward": wrong, "image": [0.0, wrong]}.items():
+        bad = pa.concat_tables([good, pa.table({"reward": [1.0], "image": [[]]}, schema)])
+        values = [*bad.column(column).to_pylist()[:-1], value]
+        field = schema.get_field_index(column)
+        bad = bad.set_column(field, schema.field(field), pa.array(values, schema.field(field).type))
+        with pytest.raises(RecordError, match=rf"not-finite: column '{column}': found -?(nan|inf)"):
+            decode(encode(bad)[0], schema=schema, where="here")
