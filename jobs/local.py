@@ -157,7 +157,7 @@ class LocalCluster:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-        if self._killing:
+        if self._killing and code != EXIT_DONE:
             return _SIGNAL_EXIT + signal.SIGINT
         return code if code >= 0 else _SIGNAL_EXIT - code
 

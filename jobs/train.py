@@ -42,6 +42,7 @@ from jobs.settings import EXIT_BAD_INPUT, EXIT_DONE, EXIT_RETRY, add_config_argu
 from models.config import ExportConfig, TwoTowerConfig
 from pipeline.schema import InputError, schema_fingerprint
 from pipeline.specification import Specification
+from streaming.checkpoints.lives import launching
 from streaming.cluster import (
     ROLES,
     Topology,
@@ -164,6 +165,7 @@ def _run_local(arguments: argparse.Namespace) -> int:
         command += ["--set", override]
         exporter += ["--set", override]
     with contextlib.ExitStack() as beside:
+        beside.enter_context(launching(Path(config.directory) / "checkpoints"))
         beside.enter_context(shown(Path(config.directory) / METRICS))
         if settings["export"].follow:
             beside.enter_context(Companion("exporter", [*exporter, "--follow"]))
@@ -287,6 +289,7 @@ class TrainingProcess:
         }
 
 
+_WIDTHS: Final = "specification.features, model.hidden, model.dim, model.learn_temperature"
 _FREQUENCIES: Final = "train.frequency, train.batch_size, model.logq (from or to none)"
 
 
@@ -298,7 +301,7 @@ def state_shape(model: Model, config: TrainConfig) -> dict[str, str]:
     kinds |= {weight.optimizer.kind for weight in model.weights}
     shape = {
         "specification.tables": ", ".join(tables),
-        "model.hidden, model.dim, model.learn_temperature": ", ".join(weights),
+        _WIDTHS: ", ".join(weights),
         "model.optimizer": ", ".join(sorted(kinds)),
         "model.negatives.bank": "none",
         "model.negatives.corpus.smoothing": "none",

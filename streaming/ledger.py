@@ -30,7 +30,7 @@ class Totals:
         records: Offsets passed, the rejected and the lost included.
         samples: Samples applied.
         batches: Mini-batches applied.
-        rejects: Records that could not be decoded.
+        rejects: Records that were no samples: undecodable, or with a number that is not finite.
         lost: Records that the source deleted before they were read.
         torn: Pushes to a server that a crash cut in the middle, counted instead of restored.
     """

@@ -61,7 +61,7 @@ class RejectLimit:
             judged = records >= _JUDGED or (complete and what == "all")
             if rejects > allowed and judged:
                 raise InputError(
-                    f"train.max_reject_share: {rejects} of {what} {records} records could not be"
-                    f" decoded, {rejects / records:.2%}; expected at most {self._share:.2%}: see"
+                    f"train.max_reject_share: {rejects} of {what} {records} records were"
+                    f" rejected, {rejects / records:.2%}; expected at most {self._share:.2%}: see"
                     f" them, with offset and reason, in {self._kept_in}"
                 )

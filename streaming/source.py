@@ -69,7 +69,7 @@ class ReadResult:
 
     Attributes:
         samples: The range's samples in offset order, with the columns of the sample schema.
-        rejects: Records that could not be decoded, one entry each.
+        rejects: Records that hold no samples, one entry each.
         lost: Number of offsets that the source deleted before they were read.
         time_ms: The newest time by which `offsets_at` finds these records; None if it goes by the
             samples themselves, or there are none.

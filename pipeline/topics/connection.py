@@ -18,7 +18,7 @@ from pipeline.topics.security import SaslConfig, TlsConfig, security_options
 _CLIENT_LOG: Final = "kafka"
 _NETWORK_LOG: Final = "kafka.net"
 _CLOSED: Final = "socket disconnected"
-_OUT_OF_TIME: Final = ("RequestTimedOut", "Connection timed out")
+_OUT_OF_TIME: Final = ("RequestTimedOut", "Request timed out", "Connection timed out")
 _RECENT_SECONDS: Final = 30
 _MAX_PORT: Final = 65_535
 
@@ -182,16 +182,16 @@ class _NetworkProblems(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
         # Lines about bootstrapping repeat that it failed; those about connections say why.
-        if "Connection lost: " in message or message.startswith("Connection failed: "):
+        failed = "Connection lost: " in message or message.startswith("Connection failed: ")
+        if failed:
             self._seen[message] += 1
         if message.startswith("Bootstrap"):
             return
         # The last attempt is often cut short by our own clock, and tells less than one just before.
-        if any(text in message for text in _OUT_OF_TIME):
-            if record.created - self._told < _RECENT_SECONDS:
-                return
-        else:
+        if failed and not any(text in message for text in _OUT_OF_TIME):
             self._told = record.created
+        elif record.created - self._told < _RECENT_SECONDS:
+            return
         self.last = message.rpartition("failed: ")[2].rpartition("lost: ")[2]
 
     @property

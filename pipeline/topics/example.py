@@ -26,7 +26,7 @@ from pipeline.topics.record import (
     FORMAT_HEADER,
     Headers,
     RecordError,
-    check_finite,
+    harmful_rows,
 )
 
 HEADERS: Final[Headers] = [(FORMAT_HEADER, EXAMPLE_FORMAT)]
@@ -95,6 +95,11 @@ class ExampleDecoder:
         if removed and samples.num_rows >= _JUDGED_EXAMPLES:
             place = f"{where(0)} to {where(len(values) - 1)}"
             raise SchemaMismatchError("\n".join(_removed(place, self._schema, removed)))
+        if harmful := harmful_rows(samples):
+            places = [place for place in range(len(values)) if place not in errors]
+            errors |= {places[row]: error for row, error in harmful.items()}
+            rows = [row for row in range(samples.num_rows) if row not in harmful]
+            samples = samples.take(pa.array(rows, pa.int64()))
         return samples, errors
 
     def _parts(
@@ -124,9 +129,7 @@ class ExampleDecoder:
             _column(found, field) for found, field in zip(batch.columns, self._schema, strict=True)
         ]
         nulls = dict(zip(batch.schema.names, (c.null_count for c in batch.columns), strict=True))
-        samples = pa.table(columns, schema=self._schema)
-        check_finite(samples)
-        return samples, nulls
+        return pa.table(columns, schema=self._schema), nulls
 
     def _explained(self, error: Exception, value: bytes | None) -> RecordError | _WrongColumnError:
         """Returns what was wrong with an Example that stood alone, in words of ours."""

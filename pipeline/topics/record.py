@@ -15,7 +15,7 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.schema import conform, schema_fingerprint
+from pipeline.schema import REWARD, conform, schema_fingerprint
 
 FORMAT_HEADER: Final = "headrace-format"
 SCHEMA_HEADER: Final = "headrace-schema"
@@ -88,31 +88,36 @@ def decode(value: bytes | None, *, schema: pa.Schema, where: str) -> pa.Table:
         where: Names the record in messages: topic, partition and offset.
 
     Raises:
-        RecordError: If the bytes are not one whole Arrow batch, or a number is not finite.
+        RecordError: If the bytes are not one whole Arrow batch, or a row is harmful.
         SchemaMismatchError: If a column is missing or has another type.
     """
     if value is None:
         raise RecordError("no-value", "found a record without a value; expected an Arrow batch")
     samples = conform(pa.Table.from_batches([_only_batch(value)]), schema, where=where)
-    check_finite(samples)
+    for error in harmful_rows(samples).values():
+        raise error
     return samples
 
 
-def check_finite(samples: pa.Table) -> None:
-    """Refuses samples of which one would make the loss of its whole mini-batch NaN.
+def harmful_rows(samples: pa.Table) -> dict[int, RecordError]:
+    """Returns the rows that would make the loss of their whole mini-batch NaN, and why.
 
-    Raises:
-        RecordError: If a number is infinite or NaN.
+    An infinite number does, and a reward that is none. NaN in another column is a missing value.
     """
+    found: dict[int, RecordError] = {}
     for name, column in zip(samples.schema.names, samples.columns, strict=True):
-        while pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-            column = pc.list_flatten(column)
-        # The sum of what is finite is finite: doubles hold any number of float32.
-        if pa.types.is_floating(column.type) and not math.isfinite(pc.sum(column).as_py() or 0.0):
-            wrong = column.filter(pc.invert(pc.is_finite(column)))
-            raise RecordError(
-                "not-finite", f"column {name!r}: found {wrong[0].as_py()}; expected finite numbers"
-            )
+        listed = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+        values = pc.list_flatten(column) if listed else column
+        # The sum of what is finite is finite: a double holds that of any number of float32.
+        if not pa.types.is_floating(values.type) or math.isfinite(pc.sum(values).as_py() or 0.0):
+            continue
+        wrong = pc.invert(pc.is_finite(values)) if name == REWARD else pc.is_inf(values)
+        places = pc.indices_nonzero(pc.fill_null(wrong, fill_value=False))
+        rows = pc.list_parent_indices(column.combine_chunks()).take(places) if listed else places
+        for row, value in zip(rows.to_pylist(), values.take(places).to_pylist(), strict=True):
+            message = f"column {name!r}: found {value}; expected finite numbers"
+            found.setdefault(row, RecordError("not-finite", message))
+    return found
 
 
 def _only_batch(value: bytes) -> pa.RecordBatch:

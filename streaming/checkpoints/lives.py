@@ -23,7 +23,10 @@ from pipeline import durable
 from pipeline.schema import InputError
 
 _LIVES = "lives"
-_LOCK = "coordinator.lock"
+_LOCK, _LAUNCHER_LOCK = "coordinator.lock", "launcher.lock"
+_PATIENCE_SECONDS = 3.0
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What may pass once somebody makes room."""
 _FOLDER = re.compile(r"\.life-(\d{8})$")
 _KEPT_TOMBSTONES = 100
 
@@ -43,7 +46,7 @@ def make(directory: Path) -> None:
         with tempfile.TemporaryFile(dir=directory):
             pass
     except OSError as error:
-        if error.errno == errno.ENOSPC:  # which a save tells, and which may pass
+        if error.errno in NO_SPACE and directory.is_dir():  # a save tells it, and it may pass
             return
         raise InputError(
             f"train.directory: cannot make {directory}, or write there ({error.strerror}); expected"
@@ -51,7 +54,7 @@ def make(directory: Path) -> None:
         ) from error
 
 
-def check_unused(directory: Path, *, patience_seconds: float = 3.0) -> None:
+def check_unused(directory: Path, *, patience_seconds: float = _PATIENCE_SECONDS) -> None:
     """Sees that no coordinator holds a checkpoint folder, which need not be there.
 
     Args:
@@ -61,23 +64,38 @@ def check_unused(directory: Path, *, patience_seconds: float = 3.0) -> None:
     Raises:
         InputError: If one does.
     """
-    deadline = time.monotonic() + patience_seconds
-    while (directory / _LOCK).exists():
-        try:
-            with _lock(directory):
-                return
-        except InputError:
-            if time.monotonic() > deadline:
-                raise
-        time.sleep(0.1)
+    if (directory / _LOCK).exists():
+        with _locked(directory, _LOCK, patience_seconds=patience_seconds):
+            pass
 
 
-def _lock(directory: Path) -> contextlib.AbstractContextManager[None]:
+def launching(directory: Path) -> contextlib.AbstractContextManager[None]:
+    """Holds a checkpoint folder for a launcher, through all lives of its coordinator.
+
+    Raises:
+        InputError: If another launcher holds it.
+    """
+    return _locked(directory, _LAUNCHER_LOCK, patience_seconds=0.0)
+
+
+@contextlib.contextmanager
+def _locked(directory: Path, name: str, *, patience_seconds: float) -> Iterator[None]:
+    """Takes a lock, waiting for who only looks whether it is taken, or is about to end."""
     refusal = (
         f"{directory}: another trainer uses this checkpoint directory; expected none: stop it, or"
         " set another train.directory"
     )
-    return durable.locked(directory / _LOCK, refusal=refusal)
+    deadline = time.monotonic() + patience_seconds
+    with contextlib.ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(durable.locked(directory / name, refusal=refusal))
+                break
+            except InputError:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(0.05)
+        yield
 
 
 class Lives:
@@ -103,7 +121,7 @@ class Lives:
         Raises:
             InputError: If another coordinator holds the folder.
         """
-        with _lock(self._directory):
+        with _locked(self._directory, _LOCK, patience_seconds=_PATIENCE_SECONDS):
             self.current = self._claim()
             self._fence_off_former()
             yield self.current

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import functools
 import json
 import logging
@@ -29,7 +28,7 @@ import tensorflow as tf
 
 from pipeline import durable
 from pipeline.schema import InputError
-from streaming.checkpoints.lives import Lives, make
+from streaming.checkpoints.lives import NO_SPACE, Lives, make
 from streaming.checkpoints.newest import MANIFEST, DamagedError, checkpoint_folders, read_newest
 from streaming.ledger import Ledger
 
@@ -38,7 +37,6 @@ logger = logging.getLogger(__name__)
 _PARAMETERS = ("table", "weight")
 _LIVES_BITS = 40
 _DAMAGED = "damaged"
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class NoSpaceError(RuntimeError):
@@ -298,9 +296,9 @@ def _saved_name(key: str) -> str:
 
 def _is_no_space(error: OSError | tf.errors.OpError) -> bool:
     if isinstance(error, OSError):
-        return error.errno in _NO_SPACE
+        return error.errno in NO_SPACE
     # A parameter server's own words for it: the code differs with the file system.
-    return any(os.strerror(number) in error.message for number in _NO_SPACE)
+    return any(os.strerror(number) in error.message for number in NO_SPACE)
 
 
 @contextlib.contextmanager

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -93,8 +94,19 @@ class TensorBoard:
             )
             for name, value in figures.items()
         ]
-        self._writer.add_summary(tf.compat.v1.Summary(value=points), step)
-        self._writer.flush()
+        with self._failing_as_files_do():
+            self._writer.add_summary(tf.compat.v1.Summary(value=points), step)
+            self._writer.flush()
 
     def close(self) -> None:
-        self._writer.close()
+        with self._failing_as_files_do():
+            self._writer.close()
+
+    @contextlib.contextmanager
+    def _failing_as_files_do(self) -> Iterator[None]:
+        """Turns what the writer's thread met, such as a full disk, into an OSError."""
+        try:
+            yield
+        except (RuntimeError, LookupError, ValueError) as error:
+            self._writer.reopen()  # or it would take everything from now on, and write nothing
+            raise OSError(str(error)) from error

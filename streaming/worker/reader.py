@@ -98,6 +98,7 @@ class RangeReader:
         self._lock = threading.Lock()
         self._name = ""
         self._untold, self._told = 0, -_TELL_SECONDS
+        self._latest: tuple[Range, Reject] | None = None
 
     def register(self, run: str, *, name: str | None = None) -> None:
         """Makes this reader reachable from graphs that run in this process.
@@ -138,6 +139,7 @@ class RangeReader:
         columns = found.columns
         if found.rejects:
             columns = self._pool.submit(self._kept, wanted, found).result()
+        self._tell()
         columns[0][_AHEAD] = hit
         return columns
 
@@ -151,23 +153,24 @@ class RangeReader:
             self._dead_letters.write(wanted, found.rejects)
         except Exception as error:  # noqa: BLE001 - it is told by a status
             return self._nothing(*_failure(wanted, error))
-        self._tell(wanted, found.rejects)
+        self._untold += len(found.rejects)
+        self._latest = (wanted, found.rejects[-1])
         return found.columns
 
-    def _tell(self, wanted: Range, rejects: Sequence[Reject]) -> None:
-        """Logs rejects, the first at once and then a few: all are in the dead letters."""
-        self._untold += len(rejects)
-        if time.monotonic() - self._told < _TELL_SECONDS:
+    def _tell(self) -> None:
+        """Logs rejects, the first at once, then how many more: all are in the dead letters."""
+        if self._latest is None or time.monotonic() - self._told < _TELL_SECONDS:
             return
+        wanted, reject = self._latest
         logger.warning(
             "rejected %d records, the latest of %s: offset %d, %s: %s",
             self._untold,
             wanted,
-            rejects[-1].offset,
-            rejects[-1].reason,
-            rejects[-1].detail,
+            reject.offset,
+            reject.reason,
+            reject.detail,
         )
-        self._untold, self._told = 0, time.monotonic()
+        self._untold, self._latest, self._told = 0, None, time.monotonic()
 
     def _read(self, wanted: Range) -> _Read:
         """Reads [counts, detail] and the columns, flat, in the order of the inputs."""

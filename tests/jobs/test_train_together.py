@@ -42,6 +42,7 @@ def test_a_power_is_one_of_touches() -> None:
         MergeConfig(power=0.5)
 
 
+WIDTHS = "specification.features, model.hidden, model.dim, model.learn_temperature"
 FREQUENCIES = "train.frequency, train.batch_size, model.logq (from or to none)"
 
 
@@ -66,7 +67,7 @@ def test_estimates_per_scenario_are_refused_where_they_are_wrong(model, source, 
     ("model", "train", "differs"),
     [
         ({"learning_rate": 0.7, "temperature": 0.3, "logq": "negatives"}, {"seed": 5}, []),
-        ({"dim": 5}, {}, ["model.hidden, model.dim, model.learn_temperature"]),
+        ({"dim": 5}, {}, [WIDTHS]),
         ({"optimizer": "sgd"}, {}, ["model.optimizer"]),
         ({"negatives": {"bank": {"size": 9}}}, {}, ["model.negatives.bank"]),
         (

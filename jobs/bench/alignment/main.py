@@ -89,7 +89,13 @@ def _train(run: Path, address: str, *, max_skew_hours: float | None) -> None:
         stream["max_skew_seconds"] = 3600 * max_skew_hours
     settings = {
         "specification": drift.SPECIFICATION,
-        "model": {"dim": drift.DIM, "hidden": [], "logq": "none", "learning_rate": 0.2},
+        "model": {
+            "dim": drift.DIM,
+            "hidden": [],
+            "logq": "none",
+            "optimizer": "adagrad",
+            "learning_rate": 0.2,
+        },
         "train": {
             "directory": str(run),
             "source": {"kafka": {"bootstrap_servers": [address], "topics": list(drift.TOPICS)}},

@@ -66,6 +66,8 @@ def run_cluster(
     begin = next(place for place, line in enumerate(lines) if line["stream/samples"])
     first, last = lines[begin], lines[-2]
     count = last["stream/samples"] - first["stream/samples"]
+    if count <= 0:
+        raise RuntimeError(f"{run.name}: found one flight of ranges; expected more --samples")
     spent = used[len(lines) - 1] - used[begin + 1]
     return Speed(count / (last["time"] - first["time"]), spent / count * 1e6)
 

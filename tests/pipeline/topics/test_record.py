@@ -8,7 +8,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.schema import SchemaMismatchError, schema_fingerprint
-from pipeline.topics.record import RecordError, decode, encode, format_of, unknown_format
+from pipeline.topics.record import (
+    RecordError,
+    decode,
+    encode,
+    format_of,
+    harmful_rows,
+    unknown_format,
+)
 
 SCHEMA = pa.schema(
     [
@@ -126,15 +133,36 @@ def test_a_damaged_byte_gives_samples_or_an_error_of_ours(position: int, change:
         assert decode(bytes(damaged), schema=SCHEMA, where="r").schema == SCHEMA
 
 
-@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), float("-inf")])
-def test_a_number_that_is_not_finite_is_rejected_with_its_column(wrong: float) -> None:
-    schema = pa.schema([("reward", pa.float32()), ("image", pa.list_(pa.float32()))])
-    good = pa.table({"reward": [3e38, 3e38, None], "image": [[3e38, 3e38], [], None]}, schema)
-    assert decode(encode(good)[0], schema=schema, where="here").num_rows == 3
-    for column, value in {"reward": wrong, "image": [0.0, wrong]}.items():
-        bad = pa.concat_tables([good, pa.table({"reward": [1.0], "image": [[]]}, schema)])
-        values = [*bad.column(column).to_pylist()[:-1], value]
-        field = schema.get_field_index(column)
-        bad = bad.set_column(field, schema.field(field), pa.array(values, schema.field(field).type))
-        with pytest.raises(RecordError, match=rf"not-finite: column '{column}': found -?(nan|inf)"):
-            decode(encode(bad)[0], schema=schema, where="here")
+NAN, INF = float("nan"), float("inf")
+NUMBERS = pa.schema(
+    [("reward", pa.float32()), ("age", pa.float32()), ("image", pa.list_(pa.float32()))]
+)
+
+
+def numbers(*rows: tuple[float | None, float | None, list[float] | None]) -> pa.Table:
+    return pa.Table.from_pylist(
+        [dict(zip(NUMBERS.names, row, strict=True)) for row in rows], NUMBERS
+    )
+
+
+def test_large_numbers_missing_ones_and_nan_in_a_feature_pass() -> None:
+    good = numbers((3e38, NAN, [3e38, NAN]), (3e38, None, []), (None, 1.0, None))
+    assert decode(encode(good)[0], schema=NUMBERS, where="here").num_rows == 3
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ((NAN, 1.0, [1.0]), "column 'reward': found nan"),
+        ((-INF, 1.0, [1.0]), "column 'reward': found -inf"),
+        ((1.0, INF, [1.0]), "column 'age': found inf"),
+        ((1.0, NAN, [0.0, -INF]), "column 'image': found -inf"),
+    ],
+)
+def test_a_row_that_would_spoil_its_mini_batch_is_rejected(row: tuple, message: str) -> None:
+    bad = numbers((1.0, 1.0, [1.0, 2.0]), (1.0, NAN, []), row)
+    assert {n: error.detail for n, error in harmful_rows(bad).items()} == {
+        2: f"{message}; expected finite numbers"
+    }
+    with pytest.raises(RecordError, match=f"not-finite: {message}"):
+        decode(encode(bad)[0], schema=NUMBERS, where="here")

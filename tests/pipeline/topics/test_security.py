@@ -167,5 +167,7 @@ def test_a_last_attempt_that_our_clock_cut_short_does_not_hide_the_cause() -> No
     )
     log.error("Connection failed: %s", "KafkaConnectionError: 111 ECONNREFUSED")
     log.error("Connection failed: %s", "KafkaConnectionError: Connection timed out")
+    log.warning("<KafkaConnection>: Request timed out after 5000 ms. Closing connection.")
+    log.warning("FetchRequest throttled by broker (100 ms)")
     assert "asking: KafkaConnectionError: 111 ECONNREFUSED;" in connection().unavailable("asking")
     watch_client_log()

@@ -18,7 +18,7 @@ from tests.streaming.coordinating import SAMPLES
 
 def test_too_many_rejects_end_the_run_before_a_save_hides_them(run):
     run.source.rejected = set(range(0, 200, 20))  # 10 of 200 in each partition: 5%
-    with pytest.raises(InputError, match=r"could not be decoded.*at most 1.00%.*dead-let"):
+    with pytest.raises(InputError, match=r"were rejected.*at most 1.00%.*dead-let"):
         run.coordinator().run()
     assert run.coordinator(max_reject_share=0.2).run().totals.rejects == 20
 

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import json
+import resource
+import signal
 from pathlib import Path
 
+import pytest
 import tensorflow as tf
 
 from streaming.watch.outlets import JsonLines, TensorBoard
@@ -35,3 +38,21 @@ def test_tensorboard_reads_the_figures_as_scalars(tmp_path: Path) -> None:
             assert value.metadata.plugin_data.plugin_name == "scalars"
             found[value.tag] = (event.step, float(tf.make_ndarray(value.tensor)))
     assert found == {"train/loss": (7, 0.5), "stream/samples": (7, 10.0)}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_disk_that_was_full_costs_tensorboard_a_point_and_no_more(tmp_path: Path) -> None:
+    outlet = TensorBoard(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (90, hard))  # its header has 78 bytes
+    try:
+        with pytest.raises(OSError, match=r"File too large|No space"):
+            outlet.write(7, LEARNED)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    outlet._written = -100.0
+    outlet.write(8, LEARNED)
+    outlet.close()
+    assert any(b"train/loss" in path.read_bytes() for path in tmp_path.iterdir())

@@ -135,8 +135,10 @@ def test_rejects_are_kept_when_a_range_is_run_and_not_when_it_is_read_ahead(tmp_
     }
 
 
-def test_rejects_are_told_at_once_and_then_not_for_each_range(tmp_path, caplog):
+def test_rejects_are_told_at_once_and_then_every_ten_seconds(tmp_path, caplog, monkeypatch):
     source, reader = make(tmp_path)
+    now = 100.0
+    monkeypatch.setattr("streaming.worker.reader.time.monotonic", lambda: now)
     source.rejects = [Reject(4, "undecodable", "found 3 bytes", b"?")]
     for start in range(0, 20, 5):
         read(reader, Range(CLICKS, start, start + 5))
@@ -144,6 +146,13 @@ def test_rejects_are_told_at_once_and_then_not_for_each_range(tmp_path, caplog):
     assert line == (
         "rejected 1 records, the latest of clicks, partition 0, offsets 0 to 4: offset 4,"
         " undecodable: found 3 bytes"
+    )
+    source.rejects, now = [], 111.0
+    read(reader, Range(CLICKS, 20, 25))
+    read(reader, Range(CLICKS, 25, 30))
+    _, line = [record.getMessage() for record in caplog.records]
+    assert line.startswith(
+        "rejected 3 records, the latest of clicks, partition 0, offsets 15 to 19"
     )
 
 
