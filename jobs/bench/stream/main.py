@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch-sizes", default="1024,4096", help="comma-separated")
     parser.add_argument(
         "--optimizer",
-        default="adagrad",
+        default="rowwise-adagrad",
         choices=("adagrad", "rowwise-adagrad"),
         help="of ours; Keras has the first alone",
     )
