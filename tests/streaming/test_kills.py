@@ -183,7 +183,7 @@ def test_a_range_that_ends_one_worker_after_the_other_ends_the_run_with_its_name
     for number in range(8):  # the only worker meets them one after the other, in the same range
         (run.faults / f"before-push-{number}").touch()
     assert process.wait(300) == 2, run.log()
-    assert re.search(r"Range\(.*: 5 workers were lost while they had it", run.log())
+    assert re.search(r"offsets \d+ to \d+: 5 workers were lost while they had it", run.log())
 
 
 def test_without_the_marks_the_same_kills_are_seen_in_the_counters(start):
