@@ -5,6 +5,7 @@ This is the contract between the rooms: it imports neither Beam nor TensorFlow.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from typing import Final
 
@@ -107,6 +108,7 @@ def arrow_schema(types: dict[str, str]) -> pa.Schema:
     return pa.schema([pa.field(name, ARROW_TYPES[kind]) for name, kind in types.items()])
 
 
+@functools.lru_cache
 def type_name(kind: pa.DataType) -> str:
     """Returns a type's name, equal for the encodings of one logical type.
 

@@ -105,11 +105,15 @@ def harmful_rows(samples: pa.Table) -> dict[int, RecordError]:
     An infinite number does, and a reward that is none. NaN in another column is a missing value.
     """
     found: dict[int, RecordError] = {}
-    for name, column in zip(samples.schema.names, samples.columns, strict=True):
-        listed = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+    schema = samples.schema
+    for place, (name, kind) in enumerate(zip(schema.names, schema.types, strict=True)):
+        listed = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+        if not pa.types.is_floating(kind.value_type if listed else kind):
+            continue
+        column = samples.column(place)
         values = pc.list_flatten(column) if listed else column
         # The sum of what is finite is finite: a double holds that of any number of float32.
-        if not pa.types.is_floating(values.type) or math.isfinite(pc.sum(values).as_py() or 0.0):
+        if math.isfinite(pc.sum(values).as_py() or 0.0):
             continue
         wrong = pc.invert(pc.is_finite(values)) if name == REWARD else pc.is_inf(values)
         places = pc.indices_nonzero(pc.fill_null(wrong, fill_value=False))
