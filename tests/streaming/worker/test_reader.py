@@ -135,6 +135,9 @@ def test_rejects_are_kept_when_a_range_is_run_and_not_when_it_is_read_ahead(tmp_
     }
 
 
+READER = "streaming.worker.reader"
+
+
 def test_rejects_are_told_at_once_and_then_every_ten_seconds(tmp_path, caplog, monkeypatch):
     source, reader = make(tmp_path)
     now = 100.0
@@ -142,7 +145,7 @@ def test_rejects_are_told_at_once_and_then_every_ten_seconds(tmp_path, caplog, m
     source.rejects = [Reject(4, "undecodable", "found 3 bytes", b"?")]
     for start in range(0, 20, 5):
         read(reader, Range(CLICKS, start, start + 5))
-    (line,) = [record.getMessage() for record in caplog.records]
+    (line,) = [record.getMessage() for record in caplog.records if record.name == READER]
     assert line == (
         "rejected 1 records, the latest of clicks, partition 0, offsets 0 to 4: offset 4,"
         " undecodable: found 3 bytes"
@@ -150,7 +153,7 @@ def test_rejects_are_told_at_once_and_then_every_ten_seconds(tmp_path, caplog, m
     source.rejects, now = [], 111.0
     read(reader, Range(CLICKS, 20, 25))
     read(reader, Range(CLICKS, 25, 30))
-    _, line = [record.getMessage() for record in caplog.records]
+    _, line = [record.getMessage() for record in caplog.records if record.name == READER]
     assert line.startswith(
         "rejected 3 records, the latest of clicks, partition 0, offsets 15 to 19"
     )
