@@ -61,12 +61,20 @@ class _Cluster:
 
     def train(self, size: int) -> dict[str, Any]:
         """Returns what section `train` has of it, for mini-batches of `size` samples."""
-        servers = {"parameter_servers": 1, "workers": self.workers, "overlap": self.overlap}
         return {
             "batch_size": size,
             "batches_per_range": self.batches_per_range,
-            "cluster": servers,
+            "cluster": {
+                "parameter_servers": 1,
+                "workers": self.workers,
+                "flight": _FLIGHT,
+                "overlap": self.overlap,
+            },
         }
+
+    def fewest(self, size: int) -> int:
+        """Returns how many samples it needs for time to pass between its first and last flight."""
+        return _FLIGHTS * _FLIGHT * self.batches_per_range * size
 
 
 _CLUSTERS = {
@@ -82,6 +90,7 @@ _KERAS = {"tfrs": "fit", "generator": "generator", "batched-generator": "batched
 _READERS = {"consumer": "bare", "example": "source"}
 _VARIANTS = ("process", *_CLUSTERS, *_KERAS, *_READERS)
 _ON_ARROW, _ON_EXAMPLES = {"kafka"}, {"generator", "batched-generator", *_READERS}
+_FLIGHT, _FLIGHTS = 4, 4  # ranges of a flight, as by default; flights that can be timed
 _WARM_UP_BATCHES = 22  # and what `fit` has read ahead
 _MOST_EXAMPLES = 200_000  # publishing single samples takes long
 _RATIOS = [
@@ -145,6 +154,14 @@ def _measure(
     speeds: Speeds = {}
     for size, round_number in itertools.product(sizes, range(arguments.rounds)):
         for variant in arguments.variants.split(","):
+            if variant in _CLUSTERS and arguments.samples < _CLUSTERS[variant].fewest(size):
+                logger.warning(
+                    "batch %d, %s: left out; it needs --samples %d to be timed",
+                    size,
+                    variant,
+                    _CLUSTERS[variant].fewest(size),
+                )
+                continue
             speed = _run(
                 variant, folder, address, size=size, arguments=arguments, round_number=round_number
             )

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from jobs.bench.launch import training
+from jobs.bench.stream import main
 from jobs.bench.stream.cluster import run_settings
 from jobs.bench.stream.synthetic import write_samples
 
@@ -26,6 +27,24 @@ def test_an_error_beside_a_run_ends_it(tmp_path) -> None:
     ):
         raise KeyError
     assert process.returncode < 0
+
+
+def test_a_variant_with_too_few_flights_to_be_timed_is_left_out_and_said(
+    tmp_path, monkeypatch, caplog
+) -> None:
+    monkeypatch.setattr(main, "run_cluster", lambda *_, **__: main.Speed(1000.0, 10.0))
+    out = tmp_path / "out.json"
+    arguments = ["--samples", "600000", "--variants", "memory,memory-32", "--rounds", "1"]
+    monkeypatch.setattr(main, "write_samples", lambda *_: None)
+    assert main.main([*arguments, "--batch-sizes", "1024,4096", "--out", str(out)]) == 0
+    rows = json.loads(out.read_text())["rows"]
+    # 600,000 samples: memory-32 wants 4 x 4 x 32 mini-batches, 524,288 samples or 2,097,152.
+    assert [(row["batch"], row["variant"]) for row in rows] == [
+        (1024, "memory"),
+        (1024, "memory-32"),
+        (4096, "memory"),
+    ]
+    assert "batch 4096, memory-32: left out; it needs --samples 2097152" in caplog.text
 
 
 @pytest.mark.cluster
