@@ -22,7 +22,7 @@ from rich.table import Table
 from jobs.main import run_job
 from jobs.settings import EXIT_DONE, add_config_arguments, load_settings
 from pipeline.manifest import Manifest
-from pipeline.samples import SamplesConfig, make_samples
+from pipeline.samples import DayRange, SamplesConfig, make_samples
 from pipeline.schema import InputError
 from pipeline.specification import Specification
 
@@ -42,17 +42,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog="Any other option goes to Beam, as in --runner=... --dask_client_address=...",
     )
     add_config_arguments(parser, _SECTIONS)
+    days = parser.add_argument_group(
+        "days", "Without these, all days of the logs are built anew. Days are UTC, YYYY-MM-DD."
+    )
+    days.add_argument("--from", dest="first", metavar="DAY", help="build missing days from this on")
+    days.add_argument("--to", dest="last", metavar="DAY", help="to this; without it, --from alone")
+    days.add_argument("--rebuild", action="store_true", help="build days that are there, too")
     args, beam_args = parser.parse_known_args(argv)
     settings = load_settings(args.config, args.overrides, _SECTIONS)
+    wanted = _days(args)
     config: SamplesConfig = settings["samples"]
     options = _beam_options(beam_args)
     console = Console()
     console.print(f"reading {', '.join(config.inputs)} into {config.num_parts} parts of users")
     start = time.monotonic()
     with console.status("making samples"):
-        manifest = make_samples(config, settings["specification"], options)
+        manifest = make_samples(
+            config,
+            settings["specification"],
+            options,
+            days=wanted,
+            on_build=lambda span: console.print(f"building {span}"),
+        )
     print_counts(console, manifest, output=config.output, seconds=time.monotonic() - start)
     return EXIT_DONE
+
+
+def _days(args: argparse.Namespace) -> DayRange | None:
+    if args.first is not None:
+        return DayRange(args.first, args.last or args.first, rebuild=args.rebuild)
+    if args.last is not None or args.rebuild:
+        found = "--to" if args.last is not None else "--rebuild"
+        raise InputError(f"{found}: found no --from; expected the first day, as --from 2026-01-31")
+    return None
 
 
 def _beam_options(arguments: Sequence[str]) -> PipelineOptions:
@@ -88,7 +110,9 @@ def print_counts(console: Console, manifest: Manifest, *, output: Path, seconds:
     rows += [("  duplicates", counts.get("duplicates", 0))]
     rows += [("  impressions", counts.get("impressions", 0))]
     rows += [(f"  outcomes: {fate}", count) for fate, count in manifest.outcomes.items()]
-    rows += [("samples", counts.get("samples", 0)), ("files", len(manifest.files))]
+    rows += [("  outside of these days", counts["outside"])] if counts.get("outside") else []
+    rows += [(f"{kind} samples", counts.get(f"{kind} samples", 0)) for kind in manifest.kinds]
+    rows += [("days", len(manifest.days)), ("files", len(manifest.files))]
     for name, count in rows:
         table.add_row(name, f"{count:,}")
     console.print(table)

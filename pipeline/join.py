@@ -51,7 +51,7 @@ def deduplicate(events: pl.DataFrame) -> tuple[pl.DataFrame, int]:
 
 def join_outcomes(
     events: pl.DataFrame, *, window_ms: int, orphans: OrphanRule
-) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, int]]:
+) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
     """Joins each outcome with the last impression of its key at or before it.
 
     The key is (request_id, user_id, item_id). Where two impressions of a key have the same time,
@@ -65,7 +65,7 @@ def join_outcomes(
 
     Returns:
         The impressions; the joined outcomes, each with `impression`, the row number of its
-        impression; and the number of outcomes per fate.
+        impression; and `timestamp_ms` and `fate` of every outcome.
     """
     is_impression = pl.col(s.ACTION) == s.IMPRESSION
     impressions, outcomes = events.filter(is_impression), events.filter(~is_impression)
@@ -80,14 +80,16 @@ def join_outcomes(
     late = (last >= 0) & (_ints(outcomes[s.TIMESTAMP_MS]) > shown_ms + window_ms)
     joined = (last >= 0) & ~late
     keys = impressions.select(JOIN_KEYS).unique()
-    num_early = len(outcomes.filter(last < 0).join(keys, on=JOIN_KEYS, how="semi"))
-    fates = {
-        "joined": int((joined & (last < num_logged)).sum()),
-        "late": int(late.sum()),
-        "early": num_early,
-        "orphan_dropped": int((last < 0).sum()) - num_early,
-        "orphan_kept": int((joined & (last >= num_logged)).sum()),
-    }
+    unknown = outcomes.select(JOIN_KEYS).with_row_index("row").filter(last < 0)
+    is_early = unknown.join(keys, on=JOIN_KEYS, how="semi")["row"]
+    names = np.full(len(outcomes), FATES.index("orphan_dropped"))
+    names[is_early.to_numpy()] = FATES.index("early")
+    names[late] = FATES.index("late")
+    names[joined] = FATES.index("joined")
+    names[joined & (last >= num_logged)] = FATES.index("orphan_kept")
+    fates = outcomes.select(
+        s.TIMESTAMP_MS, pl.Series("fate", FATES).gather(pl.Series(names)).alias("fate")
+    )
     matched = outcomes.with_columns(impression=pl.Series(last, dtype=pl.UInt32, strict=False))
     return impressions, matched.filter(joined), fates
 

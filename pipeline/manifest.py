@@ -21,7 +21,9 @@ from pipeline.schema import InputError
 
 MANIFEST_NAME: Final = "manifest.json"
 REJECTED_NAME: Final = "rejected"
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
+RETRIEVAL: Final = "retrieval"
+FACTS: Final = "facts/"
 
 _REPORT_NAME: Final = "report.json"
 _MAX_REASONS = 20
@@ -41,21 +43,65 @@ class InputFile(_Entry):
 
 
 class OutputFile(_Entry):
-    """A sample file. Its rows are sorted by (timestamp_ms, event_id).
+    """A file of a run. Samples in it are sorted by (timestamp_ms, event_id) where they have these.
 
     Attributes:
-        path: Relative to the manifest, `dt=YYYY-MM-DD/part-NNNNN.parquet`.
+        path: Relative to the manifest, `KIND/dt=YYYY-MM-DD/part-NNNNN.parquet`.
+        kind: The kind of sample, or `facts/...`: what later days look back to.
         day: UTC day of the samples' timestamps.
-        part: Shard of the user id, below the manifest's `num_parts`.
-        rows: Number of samples.
+        part: Shard of the user id, of the item id for kinds of items, below `num_parts`.
+        rows: Number of rows.
         sha256: Of the file's bytes.
     """
 
     path: str
+    kind: str = RETRIEVAL
     day: str
     part: Annotated[int, Field(ge=0)]
     rows: Annotated[int, Field(ge=0)]
     sha256: str
+
+
+class Day(_Entry):
+    """A day that is built.
+
+    Attributes:
+        day: UTC day, YYYY-MM-DD.
+        build: Number of the build that made it; a later one has a greater number.
+        complete: Whether the logs reached far enough for all its outcomes.
+        counts: Events of this day by what became of them, and rows by kind of sample.
+    """
+
+    day: str
+    build: int
+    complete: bool
+    counts: dict[str, int]
+
+
+class Build(_Entry):
+    """One pass over the logs, for some days.
+
+    Attributes:
+        number: Grows with each build of an output.
+        days: The days, as a person writes them.
+        watermark_ms: Largest event time that was read, or None for no event.
+        counts: How many of what; see `pipeline.samples` for the names. They add up:
+            events_read = events_accepted + duplicates + the sum of rejects, and
+            events_accepted = impressions + the sum of outcomes + outside.
+        rejects: Rejected rows per reason.
+        outcomes: Outcomes per fate.
+        inputs: The logs that were read, by path.
+        versions: Of the packages that shape samples.
+    """
+
+    number: int
+    days: str
+    watermark_ms: int | None
+    counts: dict[str, int]
+    rejects: dict[str, int]
+    outcomes: dict[str, int]
+    inputs: list[InputFile]
+    versions: dict[str, str] = {}
 
 
 class Manifest(_Entry):
@@ -63,43 +109,67 @@ class Manifest(_Entry):
 
     Attributes:
         format_version: Of this file.
-        sample_schema: Fingerprint of the sample files' Arrow schema.
+        kinds: Fingerprint of the Arrow schema of each kind of sample.
         config: Fingerprint of the specification and of the settings that shape the samples.
         specification: Fingerprint of the specification alone.
-        watermark_ms: Largest event time that was read, or None for no event.
-        num_parts: Number of shards that users were cut into.
-        counts: How many of what; see `pipeline.samples` for the names. They add up:
-            events_read = events_accepted + duplicates + the sum of rejects, and
-            events_accepted = impressions + the sum of outcomes.
-        rejects: Rejected rows per reason.
-        outcomes: Outcomes per fate.
-        inputs: The logs that were read, by path.
-        files: The sample files, by day and part.
+        num_parts: Number of shards that users, and items, were cut into.
+        days: The days that are there, oldest first.
+        builds: The builds that these days came from, oldest first.
+        files: All files, by path.
     """
 
-    format_version: Literal[1] = FORMAT_VERSION
-    sample_schema: str
+    format_version: Literal[2] = FORMAT_VERSION
+    kinds: dict[str, str]
     config: str
     specification: str
-    watermark_ms: int | None
     num_parts: int
-    counts: dict[str, int]
-    rejects: dict[str, int]
-    outcomes: dict[str, int]
-    inputs: list[InputFile]
+    days: list[Day]
+    builds: list[Build]
     files: list[OutputFile]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Counts of all builds together."""
+        return _sum(build.counts for build in self.builds)
+
+    @property
+    def rejects(self) -> dict[str, int]:
+        """Rejected rows per reason, of all builds together."""
+        return _sum(build.rejects for build in self.builds)
+
+    @property
+    def outcomes(self) -> dict[str, int]:
+        """Outcomes per fate, of all builds together."""
+        return _sum(build.outcomes for build in self.builds)
+
+    @property
+    def inputs(self) -> list[InputFile]:
+        """The logs that were read, by path; as the newest build saw them."""
+        return sorted({f.path: f for b in self.builds for f in b.inputs}.values(), key=_path)
+
+    @property
+    def watermark_ms(self) -> int | None:
+        """Largest event time that was read, or None for no event."""
+        times = [build.watermark_ms for build in self.builds if build.watermark_ms is not None]
+        return max(times, default=None)
+
+
+def _path(file: InputFile) -> str:
+    return file.path
 
 
 class Report(_Entry):
     """Counts of a part of the work. The names are those of `Manifest`.
 
     Attributes:
+        days: Counts that belong to a day.
         problems: Files that could not be read on, each with what was found and expected.
     """
 
     counts: Mapping[str, int] = {}
     rejects: Mapping[str, int] = {}
     outcomes: Mapping[str, int] = {}
+    days: Mapping[str, Mapping[str, int]] = {}
     watermark_ms: int | None = None
     inputs: tuple[InputFile, ...] = ()
     files: tuple[OutputFile, ...] = ()
@@ -128,6 +198,10 @@ def merge_reports(reports: Iterable[Report]) -> Report:
         counts=_sum(report.counts for report in reports),
         rejects=_sum(report.rejects for report in reports),
         outcomes=_sum(report.outcomes for report in reports),
+        days={
+            day: _sum(report.days.get(day, {}) for report in reports)
+            for day in sorted({day for report in reports for day in report.days})
+        },
         watermark_ms=max(times, default=None),
         inputs=tuple(sorted((f for r in reports for f in r.inputs), key=lambda f: f.path)),
         files=tuple(sorted((f for r in reports for f in r.files), key=lambda f: f.path)),
@@ -187,18 +261,25 @@ def read_manifest(folder: str | Path) -> Manifest:
     return _read(_current(folder))
 
 
-def sample_files(folder: str | Path) -> list[SampleFile]:
-    """Returns the files of the run that `folder` shows now, by part, then by day.
+def sample_files(folder: str | Path, kind: str = RETRIEVAL) -> list[SampleFile]:
+    """Returns the files of one kind, of the run that `folder` shows now, by part, then by day.
 
     Their paths go past the link, so that a run that ends meanwhile does not change what they name.
 
     Raises:
-        InputError: If there is no whole run, or one of its files is gone.
+        InputError: If there is no whole run, no such kind, or one of its files is gone.
     """
     run = _current(folder)
+    manifest = _read(run)
+    if kind not in manifest.kinds:
+        raise InputError(
+            f"{folder}: found samples of {', '.join(manifest.kinds)}; expected {kind}: declare it"
+            " under specification.kinds, and run `headrace samples` again"
+        )
     files = [
         SampleFile(part=entry.part, day=entry.day, path=run / entry.path, rows=entry.rows)
-        for entry in _read(run).files
+        for entry in manifest.files
+        if entry.kind == kind
     ]
     missing = [str(file.path) for file in files if not file.path.is_file()]
     if missing:

@@ -1,44 +1,58 @@
-"""The whole pipeline, logs to sample files: wiring only, and what the job configures.
+"""Logs to sample files: what the job is told, and what becomes of its result.
 
-It keeps to what Beam's runners agree on: one output per step, and the counts travel as data, so
-that they are exact even where a runner repeats a bundle.
+Without a range all days are built anew. With one, the days that are missing are built, some at
+once, each build from the events of its own days and the facts of earlier ones; all other days stay
+as they are, and each build becomes visible by one rename.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import logging
-from collections.abc import Iterable, Iterator
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import apache_beam as beam
-import pyarrow as pa
-import pyarrow.compute as pc
-from apache_beam.metrics import Metrics
 from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.pvalue import PCollection
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline import schema as s
-from pipeline.events.json_lines import Reject
-from pipeline.events.read import Split, find_files, fingerprint_file, plan_splits, read_split
-from pipeline.events.validate import checks, count_reasons, needed_types, required_columns, validate
+from pipeline.build import BuildDays, Plan
+from pipeline.days import (
+    MS_PER_DAY,
+    Span,
+    files_for,
+    missing_days,
+    name_of,
+    outdated_days,
+    parse_day,
+    runs_of,
+)
+from pipeline.events.read import find_files, plan_splits
+from pipeline.events.validate import needed_types, required_columns
+from pipeline.kinds.registry import wanted
+from pipeline.known.tables import check_tables
 from pipeline.manifest import (
+    FACTS,
     REJECTED_NAME,
+    Build,
+    Day,
     Manifest,
+    OutputFile,
     Report,
-    merge_reports,
+    read_manifest,
     require_good_input,
 )
-from pipeline.retrieval import UserPart, make_user_part
-from pipeline.shuffle import CutByKey, Origin, Piece, join_pieces
 from pipeline.specification import Specification
-from pipeline.statistics import STATISTICS, AttachItemStatistics
-from pipeline.write import open_run, write_part, write_rejects
+from pipeline.write import Run, open_run
 
 logger = logging.getLogger(__name__)
+
+_PACKAGES: Final = ("headrace", "apache-beam", "pyarrow", "polars", "numpy")
 
 
 class SamplesConfig(BaseModel):
@@ -51,14 +65,22 @@ class SamplesConfig(BaseModel):
     runner on several machines need them, and `output`, under the same absolute paths."""
     output: Path
     """Where the samples appear: a link to the current run, beside `OUTPUT.runs/`."""
+    users: list[str] = []
+    """Parquet files of the users' table (`specification.users`): files, folders or globs."""
+    items: list[str] = []
+    """The same of the items' table."""
     join_window_seconds: Annotated[float, Field(gt=0)] = 3600.0
     """An outcome counts up to this long after its impression."""
     orphans: Literal["drop", "keep"] = "drop"
     """An outcome without impression: dropped, or its own impression at its own time."""
+    lookback_days: Annotated[int, Field(ge=1)] | None = None
+    """Histories and statistics reach back so many days; all of them if nothing is said."""
     max_reject_share: Annotated[float, Field(ge=0, le=1)] = 0.01
     """The run fails if more of the rows than this are rejected."""
     num_parts: Annotated[int, Field(ge=1, le=99_999)] = 8
     """Users are cut into so many parts; one part must fit in a worker's memory."""
+    days_at_once: Annotated[int, Field(ge=1)] = 1
+    """With a range: so many days are built, and become visible, together."""
 
     @property
     def window_ms(self) -> int:
@@ -67,178 +89,33 @@ class SamplesConfig(BaseModel):
 
     def fingerprint(self, specification: Specification) -> str:
         """Returns 16 hexadecimal digits that name all that shapes the samples but the logs."""
-        shaping = self.model_dump_json(exclude={"inputs", "output", "max_reject_share"})
+        free = {"inputs", "output", "users", "items", "max_reject_share", "days_at_once"}
+        shaping = self.model_dump_json(exclude=free)
         return hashlib.sha256(f"{shaping}{specification.fingerprint}".encode()).hexdigest()[:16]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Validated:
-    """A block of a file after validation.
+class DayRange:
+    """The days that a user asks for, as YYYY-MM-DD, both inclusive.
 
     Attributes:
-        origin: File, split and block number.
-        events: The accepted rows.
-        rejects: The others, by row in the block.
-        num_lines: How many rows or lines of the file the block is, blank lines included.
-        problem: Why the file could not be read on, or an empty string.
+        first: The first day.
+        last: The last day.
+        rebuild: Whether days that are there are built again.
     """
 
-    origin: Origin
-    events: pa.Table
-    rejects: list[Reject]
-    num_lines: int
-    problem: str = ""
-
-
-class ReadAndValidate(beam.DoFn):
-    """Splits to `Validated` blocks."""
-
-    def __init__(self, specification: Specification, *, outcomes_need_features: bool) -> None:
-        self._specification = specification
-        self._outcomes_need_features = outcomes_need_features
-
-    def setup(self) -> None:
-        self._types = needed_types(self._specification)
-        self._rules = checks(
-            self._specification, outcomes_need_features=self._outcomes_need_features
-        )
-
-    def process(self, split: Split) -> Iterator[Validated]:
-        block_number = 0
-        try:
-            for block in read_split(split, self._types):
-                events, rejects = validate(block, self._rules)
-                logger.info("%s, block %d.%d", split.path, split.number, block_number)
-                Metrics.counter("ReadAndValidate", "accepted").inc(events.num_rows)
-                Metrics.counter("ReadAndValidate", "rejected").inc(len(rejects))
-                origin = (split.file_number, split.number, block_number)
-                yield Validated(origin, events, rejects, block.num_lines)
-                block_number += 1
-        except s.InputError as error:
-            # As data: what a runner makes of an exception is not portable.
-            origin = (split.file_number, split.number, block_number)
-            empty = s.arrow_schema(self._types).empty_table()
-            yield Validated(origin, empty, [], 0, str(error))
-
-
-@dataclasses.dataclass(kw_only=True)
-class MakeSampleFiles(beam.PTransform):
-    """Splits of event logs to sample files; gives one `Report` of all that was done."""
-
-    files: list[str]
-    folder: str
-    config: SamplesConfig
-    specification: Specification
-
-    def expand(self, splits: PCollection) -> PCollection:
-        needed = self.config.orphans == "keep"
-        blocks = splits | "ReadAndValidate" >> beam.ParDo(
-            ReadAndValidate(self.specification, outcomes_need_features=needed)
-        )
-        parts = (
-            blocks
-            | "Accepted" >> beam.Map(_accepted)
-            | "ByUser" >> CutByKey(column=s.USER_ID, num_parts=self.config.num_parts)
-            | "MakeUserParts" >> beam.MapTuple(self._make_part)
-        )
-        reports = [
-            blocks | "CountBlocks" >> beam.Map(_report_block),
-            self._reject(blocks),
-            splits | "Inputs" >> beam.FlatMap(_report_input),
-            parts | "CountParts" >> beam.MapTuple(_report_part),
-            self._with_statistics(parts) | "WriteParts" >> beam.MapTuple(self._write_part),
-        ]
-        return (
-            reports
-            | "AllReports" >> beam.Flatten()
-            | "OneKey" >> beam.Map(_with_one_key)
-            | "Gather" >> beam.GroupByKey()
-            | "Merge" >> beam.MapTuple(_merge_group)
-        )
-
-    def _reject(self, blocks: PCollection) -> PCollection:
-        return (
-            blocks
-            | "Rejects" >> beam.Map(_rejects_by_file)
-            | "ByFile" >> beam.GroupByKey()
-            | "WriteRejects" >> beam.MapTuple(self._write_rejects)
-        )
-
-    def _with_statistics(self, parts: PCollection) -> PCollection:
-        schema = self.specification.sample_schema
-        if not set(STATISTICS) & set(schema.names):
-            return parts | "Samples" >> beam.MapTuple(_samples_of)
-        return parts | "ItemStatistics" >> AttachItemStatistics(
-            schema=schema, num_parts=self.config.num_parts
-        )
-
-    def _make_part(self, part: int, pieces: Iterable[Piece]) -> tuple[int, UserPart]:
-        config = self.config
-        made = make_user_part(
-            join_pieces(pieces),
-            self.specification,
-            window_ms=config.window_ms,
-            orphans=config.orphans,
-        )
-        Metrics.counter("MakeUserParts", "samples").inc(made.samples.num_rows)
-        logger.info("part %d of %d: %d samples", part, config.num_parts, made.samples.num_rows)
-        return part, made
-
-    def _write_part(self, part: int, samples: pa.Table) -> Report:
-        return Report(files=tuple(write_part(Path(self.folder), part, samples)))
-
-    def _write_rejects(
-        self, file_number: int, blocks: Iterable[tuple[Origin, int, list[Reject]]]
-    ) -> Report:
-        ordered = [(num_lines, rejects) for _, num_lines, rejects in sorted(blocks, key=_origin)]
-        write_rejects(Path(self.folder), file_number, self.files[file_number], ordered)
-        return Report()
-
-
-def _accepted(block: Validated) -> tuple[Origin, pa.Table]:
-    return block.origin, block.events
-
-
-def _rejects_by_file(block: Validated) -> tuple[int, tuple[Origin, int, list[Reject]]]:
-    return block.origin[0], (block.origin, block.num_lines, block.rejects)
-
-
-def _origin(element: tuple[Origin, int, list[Reject]]) -> Origin:
-    return element[0]
-
-
-def _report_block(block: Validated) -> Report:
-    return Report(
-        counts={"events_read": block.events.num_rows + len(block.rejects)},
-        rejects=count_reasons(block.rejects),
-        watermark_ms=pc.max(block.events[s.TIMESTAMP_MS]).as_py(),
-        problems=(block.problem,) if block.problem else (),
-    )
-
-
-def _report_input(split: Split) -> Iterator[Report]:
-    if split.number == 0:
-        yield Report(inputs=(fingerprint_file(split.path),))
-
-
-def _report_part(_: int, made: UserPart) -> Report:
-    return Report(counts=made.counts, outcomes=made.outcomes)
-
-
-def _samples_of(part: int, made: UserPart) -> tuple[int, pa.Table]:
-    return part, made.samples
-
-
-def _with_one_key(report: Report) -> tuple[int, Report]:
-    return 0, report
-
-
-def _merge_group(_: int, reports: Iterable[Report]) -> Report:
-    return merge_reports(reports)
+    first: str
+    last: str
+    rebuild: bool = False
 
 
 def make_samples(
-    config: SamplesConfig, specification: Specification, options: PipelineOptions
+    config: SamplesConfig,
+    specification: Specification,
+    options: PipelineOptions,
+    *,
+    days: DayRange | None = None,
+    on_build: Callable[[str], None] = lambda _: None,
 ) -> Manifest:
     """Runs the pipeline and makes its result the output, whole or not at all.
 
@@ -246,6 +123,8 @@ def make_samples(
         config: What to read, how to join, where to write.
         specification: What samples are made of.
         options: Beam's, with the runner.
+        days: What to build; without it, all that the logs have, anew.
+        on_build: Called with the days of each build when it begins.
 
     Returns:
         The manifest of the run, which `config.output` shows from now on.
@@ -255,42 +134,232 @@ def make_samples(
             cannot be written. A former output is unchanged then.
     """
     files = find_files(config.inputs)
-    types = needed_types(specification)
-    splits = plan_splits(files, types, required_columns(specification))
-    logger.info("%d log files, to read in %d pieces", len(files), len(splits))
+    tables = _find_tables(config, specification)
+    if days is None:
+        on_build("all days")
+        span = Span(None, None, config.window_ms)
+        return _build(config, specification, options, files=files, tables=tables, span=span)
+    manifest = _former(config, specification)
+    for first, last in _wanted_builds(config, manifest, days):
+        span = Span(first, last, config.window_ms)
+        on_build(str(span))
+        manifest = _build(config, specification, options, files=files, tables=tables, span=span)
+    if manifest is None:
+        raise s.InputError(f"found no day from {days.first} to {days.last}; expected at least one")
+    if outdated := outdated_days(manifest, lookback_days=config.lookback_days):
+        logger.warning(
+            "%d days, %s to %s, look back to a day that was built after them: build them again with"
+            " --rebuild to have them know it",
+            len(outdated),
+            outdated[0],
+            outdated[-1],
+        )
+    return manifest
+
+
+def _find_tables(
+    config: SamplesConfig, specification: Specification
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    found: list[tuple[str, ...]] = []
+    for name, declared, key in (
+        ("users", specification.users, s.USER_ID),
+        ("items", specification.items, s.ITEM_ID),
+    ):
+        paths: list[str] = getattr(config, name)
+        if declared is None:
+            if paths:
+                raise s.InputError(
+                    f"samples.{name}: found files, but no specification.{name}; expected both, or"
+                    " neither"
+                )
+            found.append(())
+            continue
+        files = tuple(find_files(paths)) if paths else ()
+        types = specification.column_types
+        check_tables(files, declared, (key, types[key]), where=f"samples.{name}")
+        found.append(files)
+    return found[0], found[1]
+
+
+def _former(config: SamplesConfig, specification: Specification) -> Manifest | None:
+    """Returns the account of the days that are there.
+
+    Raises:
+        InputError: If they are samples of another kind, to which no day can be added.
+    """
+    if not config.output.is_symlink():
+        return None
+    manifest = read_manifest(config.output)
+    if manifest.config != (wanted_config := config.fingerprint(specification)):
+        raise s.InputError(
+            f"{config.output}: found days of configuration {manifest.config}; expected"
+            f" {wanted_config}: the specification, or a setting that shapes samples, has changed."
+            " Build all days anew, without --from, or give another samples.output"
+        )
+    return manifest
+
+
+def _wanted_builds(
+    config: SamplesConfig, manifest: Manifest | None, days: DayRange
+) -> list[tuple[int, int]]:
+    first = parse_day(days.first, where="--from")
+    last = parse_day(days.last, where="--to")
+    if first > last:
+        raise s.InputError(
+            f"--to: found {days.last}, before --from; expected {days.first} or later"
+        )
+    chosen = range(first, last + 1) if days.rebuild else missing_days(manifest, first, last)
+    if not chosen:
+        logger.info("all days from %s to %s are there", days.first, days.last)
+    if chosen and manifest is not None:
+        known = [day.day for day in manifest.days]
+        if known and name_of(first) > name_of(parse_day(known[-1], where="") + 1):
+            logger.warning("the days between %s and %s were never built", known[-1], days.first)
+    return runs_of(list(chosen), at_once=config.days_at_once)
+
+
+def _build(
+    config: SamplesConfig,
+    specification: Specification,
+    options: PipelineOptions,
+    *,
+    files: Sequence[str],
+    tables: tuple[tuple[str, ...], tuple[str, ...]],
+    span: Span,
+) -> Manifest:
+    chosen = files_for(files, span)
+    if not chosen:
+        raise s.InputError(
+            f"samples.inputs: found {len(files)} logs, none with events of {span}; expected at"
+            " least one"
+        )
+    splits = plan_splits(chosen, needed_types(specification), required_columns(specification))
+    logger.info("%s: %d log files, to read in %d pieces", span, len(chosen), len(splits))
     with open_run(config.output) as run:
-        transform = MakeSampleFiles(
-            files=files, folder=str(run.folder), config=config, specification=specification
+        former = None if span.first is None else _former(config, specification)
+        plan = Plan(
+            folder=run.folder,
+            scratch=run.scratch,
+            files=chosen,
+            specification=specification,
+            span=span,
+            window_ms=config.window_ms,
+            orphans=config.orphans,
+            num_parts=config.num_parts,
+            lookback_days=config.lookback_days,
+            users=tables[0],
+            items=tables[1],
+            facts=_facts(run, former, span, config.lookback_days),
         )
         with beam.Pipeline(options=options) as root:
             # The one last step: DaskRunner computes what this depends on, nothing else.
-            _ = root | beam.Create(splits) | transform | "Save" >> beam.Map(_save, run.folder)
+            built = root | beam.Create(splits) | BuildDays(plan=plan)
+            _ = built | "Save" >> beam.Map(_save, run.folder)
         report = Report.take(run.folder)
+        shutil.rmtree(run.scratch, ignore_errors=True)
         require_good_input(
             report,
             max_reject_share=config.max_reject_share,
             rejected=run.folder / REJECTED_NAME,
         )
-        _require_samples(report)
-        manifest = Manifest(
-            sample_schema=s.schema_fingerprint(specification.sample_schema),
-            config=config.fingerprint(specification),
-            specification=specification.fingerprint,
-            watermark_ms=report.watermark_ms,
-            num_parts=config.num_parts,
-            counts=dict(report.counts),
-            rejects=dict(report.rejects),
-            outcomes=dict(report.outcomes),
-            inputs=list(report.inputs),
-            files=list(report.files),
-        )
+        manifest = _account(config, specification, report, span, former)
+        _require_samples(manifest, report)
+        if former is not None:
+            run.share(file for file in former.files if file in manifest.files)
         run.commit(manifest)
     return manifest
 
 
-def _require_samples(report: Report) -> None:
+def _facts(
+    run: Run, former: Manifest | None, span: Span, lookback_days: int | None
+) -> dict[int, tuple[tuple[str, str], ...]]:
+    """Returns the facts of the days that a build looks back to, by part."""
+    if former is None or run.former is None or span.first is None:
+        return {}
+    oldest = "" if lookback_days is None else name_of(span.first - lookback_days)
+    facts: dict[int, tuple[tuple[str, str], ...]] = {}
+    for file in former.files:
+        if file.kind.startswith(FACTS) and oldest <= file.day < name_of(span.first):
+            found = (file.kind, str(run.former / file.path))
+            facts[file.part] = (*facts.get(file.part, ()), found)
+    return facts
+
+
+def _account(
+    config: SamplesConfig,
+    specification: Specification,
+    report: Report,
+    span: Span,
+    former: Manifest | None,
+) -> Manifest:
+    """Returns the manifest of the days that are built now, and of those that stay."""
+    builds = [] if former is None else former.builds
+    number = max((build.number for build in builds), default=0) + 1
+    built = _built_days(report, span)
+    days = [
+        Day(
+            day=day,
+            build=number,
+            complete=_is_complete(day, report, config.window_ms),
+            counts=dict(report.days.get(day, {})) | _rows(report.files, day),
+        )
+        for day in built
+    ]
+    stay = [] if former is None else [day for day in former.days if day.day not in built]
+    files = [] if former is None else [file for file in former.files if file.day not in built]
+    numbers = {day.build for day in stay}
+    build = Build(
+        number=number,
+        days=str(span),
+        watermark_ms=report.watermark_ms,
+        counts=dict(report.counts) | _rows(report.files),
+        rejects=dict(report.rejects),
+        outcomes=dict(report.outcomes),
+        inputs=list(report.inputs),
+        versions={name: _version(name) for name in _PACKAGES},
+    )
+    kinds = wanted(specification).items()
+    return Manifest(
+        kinds={name: s.schema_fingerprint(kind.schema(specification)) for name, kind in kinds},
+        config=config.fingerprint(specification),
+        specification=specification.fingerprint,
+        num_parts=config.num_parts,
+        days=sorted([*stay, *days], key=lambda day: day.day),
+        builds=[*(build for build in builds if build.number in numbers), build],
+        files=sorted([*files, *report.files], key=lambda file: file.path),
+    )
+
+
+def _built_days(report: Report, span: Span) -> set[str]:
+    if span.first is None or span.last is None:
+        return {*report.days, *(file.day for file in report.files)}
+    return {name_of(day) for day in range(span.first, span.last + 1)}
+
+
+def _is_complete(day: str, report: Report, window_ms: int) -> bool:
+    end = (parse_day(day, where="a day") + 1) * MS_PER_DAY
+    return report.watermark_ms is not None and report.watermark_ms >= end + window_ms
+
+
+def _rows(files: Sequence[OutputFile], day: str | None = None) -> dict[str, int]:
+    """Returns the number of samples by kind."""
+    rows: dict[str, int] = {}
+    for file in files:
+        if not file.kind.startswith(FACTS) and day in (None, file.day):
+            rows[f"{file.kind} samples"] = rows.get(f"{file.kind} samples", 0) + file.rows
+    return rows
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _require_samples(manifest: Manifest, report: Report) -> None:
     """Refuses to replace a former output by nothing."""
-    if not report.files:
+    if not any(file.kind in manifest.kinds for file in manifest.files):
         raise s.InputError(
             f"found no sample in {report.counts.get('events_read', 0)} events; expected at least"
             " one positive (see specification.labels): the former output, if any, is unchanged"

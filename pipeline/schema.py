@@ -38,11 +38,55 @@ QUERY: Final = "query"
 
 REWARD: Final = "reward"
 HISTORY_ITEM_ID: Final = "history_item_id"
+EXPOSED_ITEM_ID: Final = "exposed_item_id"
 ITEM_IMPRESSIONS: Final = "item_impressions"
 ITEM_POSITIVES: Final = "item_positives"
 
+# Of a user, or an item, in one scenario.
+SCENARIO_HISTORY: Final = "scenario_history_item_id"
+SCENARIO_IMPRESSIONS: Final = "scenario_impressions"
+SCENARIO_POSITIVES: Final = "scenario_positives"
+PREFERRED: Final = "scenario_preferred_"
+ITEM_SCENARIO_IMPRESSIONS: Final = "item_scenario_impressions"
+ITEM_SCENARIO_POSITIVES: Final = "item_scenario_positives"
+
+# Rows that belong together: a positive with its negatives, the two views of a pair.
+LABEL: Final = "label"
+CANDIDATE: Final = "candidate_number"
+PAIR_ID: Final = "pair_id"
+VIEW: Final = "view"
+
+# A user's behaviours, as parallel lists, and what is to be foretold.
+BEHAVIOUR: Final = "behaviour_"
+LABEL_OF: Final = "label_"
+WEIGHT: Final = "weight"
+
+# Tables of users and items whose rows hold for a time.
+VALID_FROM_MS: Final = "valid_from_ms"
+VALID_TO_MS: Final = "valid_to_ms"
+
 IMPRESSION: Final = "impression"
 ACTIONS: Final = (IMPRESSION, "click", "favourite", "cart", "purchase", "follow", "play")
+
+# Names that a declared column cannot have: columns of some kind of sample.
+RESERVED_COLUMNS: Final = frozenset(
+    {
+        REWARD,
+        SCENARIO_HISTORY,
+        SCENARIO_IMPRESSIONS,
+        SCENARIO_POSITIVES,
+        ITEM_SCENARIO_IMPRESSIONS,
+        ITEM_SCENARIO_POSITIVES,
+        LABEL,
+        CANDIDATE,
+        PAIR_ID,
+        VIEW,
+        WEIGHT,
+        VALID_FROM_MS,
+        VALID_TO_MS,
+    }
+)
+RESERVED_PREFIXES: Final = (PREFERRED, BEHAVIOUR, LABEL_OF)
 
 # Values that mean "no value" in a padded multi-valued input of a served model; never valid ids.
 PADDING: Final[dict[str, int | str]] = {"int64": -1, "string": ""}
@@ -98,6 +142,7 @@ def derived_column_types(*, item_id: str) -> dict[str, str]:
     """Returns the columns that the pipeline computes, point in time: no event carries them."""
     return {
         HISTORY_ITEM_ID: f"list<{item_id}>",
+        EXPOSED_ITEM_ID: f"list<{item_id}>",
         ITEM_IMPRESSIONS: "int64",
         ITEM_POSITIVES: "int64",
     }

@@ -1,22 +1,23 @@
-"""Tables cut by key hash, so that one part fits in memory and moves as one block.
+"""Tables cut by key hash, so that one part fits in memory.
 
-A shuffle moves bytes, not rows: each table is cut into at most `num_parts` pieces, a piece travels
-as one compact Arrow IPC message, and whoever receives a part puts its pieces together in the order
-of their origin. So a part's table does not depend on the runner's order of delivery.
+Each table is cut into at most `num_parts` pieces, which are written to one file, and the runner's
+shuffle moves their places only: no runner has to hold the log in memory or copy it through its own
+buffers. Whoever receives a part puts its pieces together in the order of their origin, so a part's
+table does not depend on the runner's order of delivery.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import uuid
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Final
 
-import apache_beam as beam
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from apache_beam.pvalue import PCollection
 
 UInt64Array = npt.NDArray[np.uint64]
 IntArray = npt.NDArray[np.int64]
@@ -27,8 +28,6 @@ _MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 _GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
 
 Origin = tuple[int, ...]
-Piece = tuple[Origin, bytes]
-"""Where a piece of a part was read (file, split, block), and its rows as an Arrow IPC stream."""
 
 
 def hash_keys(keys: pa.Array | pa.ChunkedArray) -> UInt64Array:
@@ -92,23 +91,62 @@ def cut_by_key(table: pa.Table, column: str, *, num_parts: int) -> Iterator[tupl
             yield part, ordered.slice(start, end - start)
 
 
-def pack(table: pa.Table) -> bytes:
-    """Returns a table's rows as one Arrow IPC stream; a slice takes no more than its own rows."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table.combine_chunks())
-    return sink.getvalue().to_pybytes()
+@dataclasses.dataclass(frozen=True, slots=True, order=True)
+class Piece:
+    """Rows of one part, in a file that all workers can read: a shuffle moves this, not the rows.
+
+    Attributes:
+        origin: Where they were read: file, split, block; or the part that made them.
+        path: An Arrow IPC file.
+        batch: The record batch in it.
+    """
+
+    origin: Origin
+    path: str
+    batch: int
 
 
-def unpack(data: bytes) -> pa.Table:
-    """Returns the table of an Arrow IPC stream, without a copy."""
-    return pa.ipc.open_stream(data).read_all()
+def write_pieces(
+    table: pa.Table, column: str, *, num_parts: int, path: Path, origin: Origin
+) -> Iterator[tuple[int, Piece]]:
+    """Cuts a table by the hash of a column into the batches of one file.
+
+    The file appears by rename under a name that depends on the origin alone, so that a bundle which
+    a runner tries twice, or at the same time twice, writes the same file twice.
+
+    Args:
+        table: Rows to cut.
+        column: Name of an int64 or string column without nulls.
+        num_parts: Number of parts; parts without rows are left out.
+        path: Where to; its folder is made.
+        origin: Orders the pieces of a part.
+
+    Yields:
+        (part, piece) for each part that has rows, once all are written.
+    """
+    cut = list(cut_by_key(table, column, num_parts=num_parts))
+    if not cut:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        for _, rows in cut:
+            writer.write_batch(rows.combine_chunks().to_batches()[0])
+    aside.replace(path)
+    for batch, (part, _) in enumerate(cut):
+        yield part, Piece(origin, str(path), batch)
 
 
-def join_pieces(pieces: Iterable[Piece]) -> pa.Table:
-    """Returns the rows of at least one piece, by origin, whatever order they arrived in."""
-    ordered = sorted(pieces, key=lambda piece: piece[0])
-    return pa.concat_tables([unpack(data) for _, data in ordered])
+def read_pieces(pieces: Iterable[Piece]) -> pa.Table:
+    """Returns the rows of at least one piece, by origin, whatever order they arrived in.
+
+    The rows stay in their files until they are looked at: these are mapped into memory.
+    """
+    batches = []
+    for piece in sorted(pieces):
+        with pa.ipc.open_file(pa.memory_map(piece.path)) as reader:
+            batches.append(reader.get_batch(piece.batch))
+    return pa.Table.from_batches(batches)
 
 
 def end_positions(
@@ -151,19 +189,3 @@ def encode_keys(*columns: pa.Array | pa.ChunkedArray) -> list[IntArray]:
 
 def _chunks(column: pa.Array | pa.ChunkedArray) -> list[pa.Array]:
     return list(column.chunks) if isinstance(column, pa.ChunkedArray) else [column]
-
-
-@dataclasses.dataclass(kw_only=True)
-class CutByKey(beam.PTransform):
-    """(origin, table) elements to (part, pieces of that part): one group per part that has rows."""
-
-    column: str
-    num_parts: int
-
-    def expand(self, tables: PCollection) -> PCollection:
-        return tables | "Cut" >> beam.FlatMap(self._cut) | "Group" >> beam.GroupByKey()
-
-    def _cut(self, element: tuple[Origin, pa.Table]) -> Iterator[tuple[int, Piece]]:
-        origin, table = element
-        for part, piece in cut_by_key(table, self.column, num_parts=self.num_parts):
-            yield part, (origin, pack(piece))

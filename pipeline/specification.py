@@ -11,16 +11,19 @@ import hashlib
 import json
 from collections.abc import Iterable
 from functools import cached_property
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from pipeline import schema as s
+from pipeline.declarations import ColumnType, Kinds, ScenarioViews, Section, ValidityTable
 
 IdType = Literal["int64", "string"]
-ColumnType = Literal["int64", "float32", "string", "list<int64>", "list<float32>", "list<string>"]
 Kind = Literal["id", "ids", "number", "vector"]
+
+# Sections that shape nothing unless they are given.
+_OPTIONAL: Final = ("users", "items", "kinds", "scenario_views", "hard_negatives")
 
 # Which column types can feed a feature of each kind.
 _KIND_ACCEPTS: dict[str, tuple[str, ...]] = {
@@ -38,18 +41,14 @@ def _one_of(name: str | None, known: Iterable[str]) -> str:
     return f"expected one of {known}" + (f" (did you mean {near[0]!r}?)" if near else "")
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class TableSpec(_Section):
+class TableSpec(Section):
     """An embedding table: ids are hashed into `buckets` rows of `dim` numbers."""
 
     buckets: Annotated[int, Field(ge=2)]
     dim: Annotated[int, Field(ge=1)] = 32
 
 
-class FeatureSpec(_Section):
+class FeatureSpec(Section):
     """One input of a tower. Its name is the name of the sample column that feeds it."""
 
     name: str
@@ -64,15 +63,15 @@ class FeatureSpec(_Section):
     """For a `number`: multiplied in, after `log1p`."""
 
 
-class Features(_Section):
+class Features(Section):
     """The features of each side. Context (scenario, daypart, ...) goes into the query tower."""
 
     query: list[FeatureSpec]
     candidate: list[FeatureSpec]
-    context: list[FeatureSpec] = []
+    context: list[FeatureSpec] = Field(default=[])
 
 
-class LabelRule(_Section):
+class LabelRule(Section):
     """When an impression counts as a positive, in one scenario: exactly one of the two."""
 
     action: Literal["click", "favourite", "cart", "purchase", "follow", "play"] | None = None
@@ -87,58 +86,103 @@ class LabelRule(_Section):
         return self
 
 
-class History(_Section):
+class History(Section):
     """The user's last positives before the event, oldest first."""
 
     length: Annotated[int, Field(ge=1, le=10_000)] = 20
 
 
-class Specification(_Section):
+class Specification(Section):
     """What the events are, and which features are made of them."""
 
     name: str
     user_id: IdType = "int64"
     item_id: IdType = "int64"
-    columns: dict[str, ColumnType] = {}
+    columns: dict[str, ColumnType] = Field(default={})
     """Event columns beyond the fixed ones of `pipeline.schema`, with their types."""
+    users: ValidityTable | None = None
+    """Columns of users that change with time and stand in a table of their own."""
+    items: ValidityTable | None = None
+    """The same of items."""
+    kinds: Kinds = Kinds()
+    """The kinds of sample to make; retrieval samples alone, if nothing is said."""
     scenarios: Annotated[list[str], Field(min_length=1)]
-    labels: dict[str, LabelRule] = {}
+    labels: dict[str, LabelRule] = Field(default={})
     """Label rule per scenario; a scenario without one is labelled by clicks."""
     history: History = History()
+    scenario_views: ScenarioViews = ScenarioViews()
+    """Features that are split by scenario, for the kinds `scenario` and `pair`."""
     tables: dict[str, TableSpec]
     features: Features
     titles: str | None = None
     """Event column with an item's title, shown by `headrace query`."""
     hard_negatives: str | None = None
-    """Event column with the ids of items that were shown too and not taken (`model.negatives`)."""
+    """Column with the ids of items that were shown too and not taken (`model.negatives`): one of
+    the events, or `exposed_item_id`, which `kinds.retrieval.exposed_negatives` makes."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        problems = [*self._column_problems(), *self._label_problems(), *self._feature_problems()]
+        problems = [
+            *self._column_problems(),
+            *self._label_problems(),
+            *self._feature_problems(),
+            *self._kind_problems(),
+        ]
         if problems:
             raise ValueError("\n".join(problems))
         return self
 
     def _column_problems(self) -> list[str]:
         fixed = s.event_column_types(user_id=self.user_id, item_id=self.item_id, extra={})
-        taken = fixed | s.derived_column_types(item_id=self.item_id) | {s.REWARD: "float32"}
-        problems = [
-            f"columns.{name}: the name is taken by headrace; expected another name"
-            for name in self.columns
-            if name in taken
-        ]
+        taken = {*fixed, *s.derived_column_types(item_id=self.item_id), *s.RESERVED_COLUMNS}
+        problems = []
+        seen: dict[str, str] = {}
+        for where, columns in self._declared_columns():
+            for name in columns:
+                if name in taken or name.startswith(s.RESERVED_PREFIXES):
+                    problems.append(f"{where}.{name}: taken by headrace; expected another name")
+                if name in seen:
+                    problems.append(f"{where}.{name}: already a column, of {seen[name]}")
+                seen[name] = where
         if self.titles is not None and self.columns.get(self.titles) != "string":
             problems.append(
                 f"titles: found {self.titles!r}; expected the name of a string column in 'columns'"
             )
         if self.hard_negatives is not None:
-            found, expected = self.columns.get(self.hard_negatives), f"list<{self.item_id}>"
+            found, expected = self._negatives_type(), f"list<{self.item_id}>"
             if found != expected:
                 problems.append(
                     f"hard_negatives: found {self.hard_negatives!r}, {found or 'no column'};"
                     f" expected the name of a {expected} column in 'columns'"
                 )
         return problems
+
+    def _declared_columns(self) -> list[tuple[str, dict[str, ColumnType]]]:
+        tables = (("users.columns", self.users), ("items.columns", self.items))
+        declared = [(where, table.columns) for where, table in tables if table is not None]
+        return [("columns", self.columns), *declared]
+
+    def _negatives_type(self) -> str | None:
+        """Returns the type of the column that `hard_negatives` names, None if there is none."""
+        if self.hard_negatives == s.EXPOSED_ITEM_ID and self.exposed_negatives is not None:
+            return f"list<{self.item_id}>"
+        return self.columns.get(self.hard_negatives or "")
+
+    def _kind_problems(self) -> list[str]:
+        known = {**self.columns, **(self.items.columns if self.items is not None else {})}
+        wanted = [("scenario_views.preferences", name) for name in self.scenario_views.preferences]
+        if (behaviour := self.kinds.behaviour) is not None:
+            wanted += [("kinds.behaviour.properties", name) for name in behaviour.properties]
+            wanted += [
+                (f"kinds.behaviour.tasks.{task}.column", rule.column)
+                for task, rule in behaviour.tasks.items()
+                if rule.column is not None
+            ]
+        return [
+            f"{where}: no column {name!r} of items; {_one_of(name, known)}"
+            for where, name in wanted
+            if name not in known
+        ]
 
     def _label_problems(self) -> list[str]:
         return [
@@ -189,8 +233,34 @@ class Specification(_Section):
 
     @cached_property
     def column_types(self) -> dict[str, str]:
-        """Type names of all event columns and derived columns."""
-        return self.event_types | s.derived_column_types(item_id=self.item_id)
+        """Type names of all columns of events, of tables with validity, and derived columns."""
+        types = self.event_types | s.derived_column_types(item_id=self.item_id)
+        for _, columns in self._declared_columns():
+            types |= columns
+        if self.exposed_negatives is None:
+            del types[s.EXPOSED_ITEM_ID]
+        return types
+
+    @property
+    def exposed_negatives(self) -> int | None:
+        """How many exposed negatives a retrieval sample has at most; None for no such column."""
+        retrieval = self.kinds.retrieval
+        return None if retrieval is None else retrieval.exposed_negatives
+
+    @cached_property
+    def item_columns(self) -> list[str]:
+        """Columns of events or of the items' table that say what an item is."""
+        names = [feature.name for feature in self.features.candidate]
+        names += [*self.scenario_views.preferences, *([self.titles] if self.titles else [])]
+        derived = s.derived_column_types(item_id=self.item_id)
+        return [n for n in dict.fromkeys(names) if n not in derived and n != s.ITEM_ID]
+
+    @cached_property
+    def user_columns(self) -> list[str]:
+        """Columns of events or of the users' table that say who a user is."""
+        derived = s.derived_column_types(item_id=self.item_id)
+        names = [feature.name for feature in self.features.query]
+        return [n for n in dict.fromkeys(names) if n not in derived and n != s.USER_ID]
 
     @property
     def event_types(self) -> dict[str, str]:
@@ -224,15 +294,17 @@ class Specification(_Section):
         columns |= {feature.name: types[feature.name] for feature in features}
         if self.titles is not None:
             columns[self.titles] = "string"
-        if self.hard_negatives is not None:
-            columns[self.hard_negatives] = types[self.hard_negatives]
+        for name in (self.hard_negatives, s.EXPOSED_ITEM_ID if self.exposed_negatives else None):
+            if name is not None:
+                columns[name] = types[name]
         return s.arrow_schema(columns)
 
     @property
     def fingerprint(self) -> str:
         """Returns 16 hexadecimal digits that name this content, whatever the order of its keys."""
-        # Without hard negatives the content is what it was before there were any.
-        unused = {"hard_negatives"} if self.hard_negatives is None else None
+        # What is not used is no content: a later version may know of more.
+        fields = type(self).model_fields
+        unused = {n for n in _OPTIONAL if getattr(self, n) == fields[n].get_default()}
         content = json.dumps(self.model_dump(mode="json", exclude=unused), sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 

@@ -1,8 +1,11 @@
 """A run's files, and the one rename that makes them the output.
 
     OUTPUT            a link to the current run
-    OUTPUT.runs/      run-00001/, run-00002/, ... : dt=YYYY-MM-DD/part-NNNNN.parquet, rejected/,
-                      manifest.json last; and the lock of the run that is being written
+    OUTPUT.runs/      run-00001/, run-00002/, ... : KIND/dt=YYYY-MM-DD/part-NNNNN.parquet, facts/,
+                      rejected/, manifest.json last; and the lock of the run that is being written
+
+A run that builds some days only shares the files of the others with the run before it (hard links),
+so that all of it appears by one rename.
 
 A run that is interrupted, or that fails, has changed nothing that a reader sees; the next run
 removes what it left. The manifest is written when all other files are on the disk, so a power cut
@@ -19,9 +22,8 @@ import hashlib
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -29,20 +31,14 @@ import pyarrow.parquet as pq
 
 from pipeline import durable
 from pipeline import schema as s
-from pipeline.events.json_lines import Reject
-from pipeline.manifest import MANIFEST_NAME, REJECTED_NAME, Manifest, OutputFile
-
-REJECT_SCHEMA: Final = pa.schema(
-    [
-        ("file", pa.string()),
-        ("row", pa.int64()),
-        ("reason", pa.string()),
-        ("detail", pa.string()),
-        ("raw", pa.binary()),
-    ]
+from pipeline.days import MS_PER_DAY, name_of
+from pipeline.manifest import (
+    MANIFEST_NAME,
+    RETRIEVAL,
+    Manifest,
+    OutputFile,
 )
 
-_MS_PER_DAY = 86_400_000
 _RUN_NAME = re.compile(r"run-(\d{5,})")
 
 
@@ -58,13 +54,36 @@ class Run:
     output: Path
     folder: Path
 
+    @property
+    def former(self) -> Path | None:
+        """The run that readers see now, which this one replaces; None for the first."""
+        return self.output.resolve() if self.output.is_symlink() else None
+
+    @property
+    def scratch(self) -> Path:
+        """A folder for what this run needs while it is made."""
+        return self.folder.with_name(f"{self.folder.name}.scratch")
+
+    def share(self, files: Iterable[OutputFile]) -> None:
+        """Takes over files of the former run as they are, without writing them again."""
+        if self.former is None:
+            raise ValueError("there is no former run")
+        for file in files:
+            path = self.folder / file.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                path.hardlink_to(self.former / file.path)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(self.former / file.path, path)
+                durable.sync(path)
+
     def commit(self, manifest: Manifest) -> None:
         """Writes the manifest and makes this run the output, in one rename.
 
         The former run stays until the next one starts, for readers that are in the middle of it.
         """
         # The files' content was synced by who wrote it, in parallel; here, once, their names.
-        for folder in [*self.folder.glob("*/"), self.folder]:
+        for folder in [*self.folder.rglob("*/"), self.folder]:
             durable.sync(folder)
         durable.write(self.folder / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n")
         link = self.folder.parent / f"link-{uuid.uuid4().hex}"
@@ -121,10 +140,14 @@ def _clean(runs: Path, current: str) -> list[int]:
                 shutil.rmtree(path)
         elif path.name.startswith("link-"):
             path.unlink()
+        elif path.name.endswith(".scratch"):
+            shutil.rmtree(path)
     return numbers
 
 
-def write_part(folder: Path, part: int, samples: pa.Table) -> list[OutputFile]:
+def write_part(
+    folder: Path, part: int, samples: pa.Table, *, kind: str = RETRIEVAL
+) -> list[OutputFile]:
     """Writes the samples of one part of the users, a file for each UTC day.
 
     A name depends on day and part alone and appears by rename, so a bundle that a runner tries
@@ -134,38 +157,23 @@ def write_part(folder: Path, part: int, samples: pa.Table) -> list[OutputFile]:
         folder: The run's folder.
         part: Shard of the user ids.
         samples: Rows sorted by (timestamp_ms, event_id).
+        kind: The kind of sample.
     """
-    days = samples[s.TIMESTAMP_MS].to_numpy() // _MS_PER_DAY
+    days = samples[s.TIMESTAMP_MS].to_numpy() // MS_PER_DAY
     starts = np.flatnonzero(np.diff(days, prepend=-1))
     ends = np.append(starts, len(days))[1:]
-    files = []
-    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        day = str(days[start].astype("datetime64[D]"))
-        path = f"dt={day}/part-{part:05d}.parquet"
-        digest = _write_parquet(folder / path, samples.slice(start, end - start))
-        files.append(OutputFile(path=path, day=day, part=part, rows=end - start, sha256=digest))
-    return files
+    return [
+        write_day(folder, kind, int(days[start]), part, samples.slice(start, end - start))
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
+    ]
 
 
-def write_rejects(
-    folder: Path, file_number: int, path: str, blocks: Sequence[tuple[int, Sequence[Reject]]]
-) -> None:
-    """Writes the rejects of one input file, if there are any, to `rejected/`.
-
-    Args:
-        folder: The run's folder.
-        file_number: Position of the input file, which names the file of rejects.
-        path: The input file.
-        blocks: Number of lines and rejects of each block of the input file, in order.
-    """
-    rows, before = [], 0
-    for num_lines, rejects in blocks:
-        rows += [dataclasses.replace(reject, row=before + reject.row + 1) for reject in rejects]
-        before += num_lines
-    if rows:
-        columns = [{"file": path} | dataclasses.asdict(reject) for reject in rows]
-        table = pa.Table.from_pylist(columns, schema=REJECT_SCHEMA)
-        _write_parquet(folder / REJECTED_NAME / f"part-{file_number:05d}.parquet", table)
+def write_day(folder: Path, kind: str, day: int, part: int, rows: pa.Table) -> OutputFile:
+    """Writes one file: rows of one kind, day and part."""
+    name = name_of(day)
+    path = f"{kind}/dt={name}/part-{part:05d}.parquet"
+    digest = _write_parquet(folder / path, rows)
+    return OutputFile(path=path, kind=kind, day=name, part=part, rows=rows.num_rows, sha256=digest)
 
 
 def _write_parquet(path: Path, table: pa.Table) -> str:

@@ -19,7 +19,7 @@ def write_samples(
     """Writes or replaces the whole folder: one table per (day, part), and the manifest."""
     files = []
     for (day, part), table in tables.items():
-        path = f"dt={day}/part-{part:05}.parquet"
+        path = f"retrieval/dt={day}/part-{part:05}.parquet"
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(
             table, folder / path, row_group_size=row_group_size, write_page_checksum=True
@@ -27,15 +27,12 @@ def write_samples(
         sha256 = hashlib.sha256((folder / path).read_bytes()).hexdigest()
         files.append(OutputFile(path=path, day=day, part=part, rows=len(table), sha256=sha256))
     manifest = Manifest(
-        sample_schema=schema_fingerprint(next(iter(tables.values())).schema),
+        kinds={"retrieval": schema_fingerprint(next(iter(tables.values())).schema)},
         config="c",
         specification="s",
-        watermark_ms=None,
         num_parts=1 + max(part for _, part in tables),
-        counts={},
-        rejects={},
-        outcomes={},
-        inputs=[],
+        days=[],
+        builds=[],
         files=files,
     )
     (folder / MANIFEST_NAME).write_text(manifest.model_dump_json())

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.manifest import MANIFEST_NAME, Manifest, OutputFile
+from pipeline.manifest import MANIFEST_NAME, RETRIEVAL, Manifest, OutputFile
 from pipeline.schema import schema_fingerprint
 from pipeline.specification import Specification
 
@@ -32,10 +32,10 @@ def write_archive(
         row_group_size: Rows per row group at most; None leaves it to Arrow.
     """
     schema = specification.sample_schema
-    (folder / f"dt={day}").mkdir(parents=True)
+    (folder / RETRIEVAL / f"dt={day}").mkdir(parents=True)
     files = []
     for number, part in enumerate(parts):
-        path = f"dt={day}/part-{number:05}.parquet"
+        path = f"{RETRIEVAL}/dt={day}/part-{number:05}.parquet"
         samples = part.select(schema.names).cast(schema)
         pq.write_table(samples, folder / path, row_group_size=row_group_size)
         sha256 = hashlib.sha256((folder / path).read_bytes()).hexdigest()
@@ -43,15 +43,12 @@ def write_archive(
             OutputFile(path=path, day=day, part=number, rows=samples.num_rows, sha256=sha256)
         )
     manifest = Manifest(
-        sample_schema=schema_fingerprint(schema),
+        kinds={RETRIEVAL: schema_fingerprint(schema)},
         config="",
         specification=specification.fingerprint,
-        watermark_ms=None,
         num_parts=len(files),
-        counts={},
-        rejects={},
-        outcomes={},
-        inputs=[],
+        days=[],
+        builds=[],
         files=files,
     )
     (folder / MANIFEST_NAME).write_text(manifest.model_dump_json())

@@ -20,6 +20,7 @@ from jobs.bench.report import Cell, bench_parser, write_report
 from jobs.bench.sample_baselines import checksum, run_duckdb, run_row_beam, write_logs
 from jobs.bench.synthetic import World, make_events, synthetic_specification
 from jobs.settings import EXIT_DONE
+from pipeline.manifest import RETRIEVAL
 from pipeline.samples import SamplesConfig, make_samples
 
 _THREADS = 2
@@ -88,7 +89,7 @@ def _run_headrace(logs: str, out: Path) -> str:
         num_parts=_NUM_PARTS,
     )
     make_samples(config, synthetic_specification(), PipelineOptions(["--runner=FnApiRunner"]))
-    return str(out / "dt=*" / "*.parquet")
+    return str(out / RETRIEVAL / "dt=*" / "*.parquet")
 
 
 def _run_duckdb(logs: str, out: Path) -> str:

@@ -165,7 +165,7 @@ class Demo:
 
     def _expected(self, manifest: Manifest) -> int:
         replays: int = self._settings("logq", 1)["train"].source.archive.replays
-        return manifest.counts["samples"] * replays
+        return manifest.counts["retrieval samples"] * replays
 
     # Steps.
 

@@ -37,7 +37,11 @@ def stages(manifest: Manifest, asked: Questions) -> list[Stage]:
         Stage(name="duplicates", count=counts["duplicates"], remark="same event_id, dropped"),
         Stage(name="impressions", count=counts["impressions"]),
         *outcomes,
-        Stage(name="training samples", count=counts["samples"], remark="impressions with a click"),
+        Stage(
+            name="training samples",
+            count=counts["retrieval samples"],
+            remark="impressions with a click",
+        ),
         Stage(name="questions", count=len(asked.targets), remark="samples after the cut"),
     ]
 

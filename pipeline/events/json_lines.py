@@ -5,15 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.json as pa_json
 
 from pipeline import schema as s
-
-RAW_BYTES: Final = 200
-"""How much of a bad row a reject keeps."""
 
 _FEW_LINES = 64
 _INT64 = range(-(2**63), 2**63)
@@ -27,7 +24,7 @@ class Reject:
         row: Its position in its block, from 0; in the rejected files, in its file, from 1.
         reason: Short identifier to count by.
         detail: Column, what was found, what is expected.
-        raw: First bytes of the row: of its line, or of a Parquet row written as JSON.
+        raw: The row, whole: its line, or a Parquet row written as JSON.
     """
 
     row: int
@@ -115,7 +112,7 @@ def _parse_each(
             continue
         row, problem = _parse_line(line, schema)
         if problem:
-            rejects.append(Reject(number, *problem, line[:RAW_BYTES]))
+            rejects.append(Reject(number, *problem, line))
         else:
             rows.append(number)
             good.append(row)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import schema as s
-from pipeline.events.json_lines import RAW_BYTES, Reject
+from pipeline.events.json_lines import Reject
 from pipeline.events.read import RawBlock
 from pipeline.specification import Specification
 
@@ -44,6 +44,9 @@ def needed_types(specification: Specification) -> dict[str, str]:
     """Returns the event columns that samples are made of; the others are not read at all."""
     types = specification.event_types
     wanted = {*s.REQUIRED_EVENT_COLUMNS, *feature_columns(specification)}
+    if (behaviour := specification.kinds.behaviour) is not None:
+        wanted |= {*behaviour.properties}
+        wanted |= {task.column for task in behaviour.tasks.values() if task.column is not None}
     if any(rule.play_share is not None for rule in specification.labels.values()):
         wanted |= {s.PLAY_SECONDS, s.DURATION_SECONDS}
     return {name: kind for name, kind in types.items() if name in wanted}
@@ -52,8 +55,7 @@ def needed_types(specification: Specification) -> dict[str, str]:
 def feature_columns(specification: Specification) -> list[str]:
     """Returns the event columns that samples carry beside the required ones."""
     names = [f.name for f in (*specification.query_features, *specification.candidate_features)]
-    if specification.titles is not None:
-        names.append(specification.titles)
+    names += specification.item_columns
     known = set(specification.event_types) - set(s.REQUIRED_EVENT_COLUMNS)
     return [name for name in dict.fromkeys(names) if name in known]
 
@@ -175,7 +177,7 @@ def validate(block: RawBlock, rules: Sequence[Check]) -> tuple[pa.Table, list[Re
         raw = lines[number] if lines else json.dumps(row, ensure_ascii=False).encode()
         found = repr(row[rule.column])[:80]
         detail = f"{rule.column}: found {found}; expected {rule.expected}"
-        rejects.append(Reject(number, rule.reason, detail, raw[:RAW_BYTES]))
+        rejects.append(Reject(number, rule.reason, detail, raw))
     return accepted, sorted(rejects, key=lambda reject: reject.row)
 
 

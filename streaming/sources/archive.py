@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.manifest import OutputFile, read_manifest
+from pipeline.manifest import RETRIEVAL, OutputFile, read_manifest
 from pipeline.schema import TIMESTAMP_MS, InputError, check_columns, conform
 from streaming.source import Partition, Place, Range, ReadResult
 
@@ -249,7 +249,7 @@ class ArchiveSource:
     def _find_again(self) -> None:
         """Finds listed files that are gone in the current run, which replaced the listed one."""
         run = self._directory.resolve()
-        entries = {(e.path, e.sha256): e for e in read_manifest(run).files}
+        entries = {(e.path, e.sha256): e for e in _listed(run)}
 
         def found(file: _File) -> _File:
             same = entries.get((file.entry.path, file.entry.sha256))
@@ -264,7 +264,7 @@ class ArchiveSource:
         # Past the link, once: a run that ends meanwhile does not change what is read here.
         run = self._directory.resolve()
         numbered: dict[int, list[_File]] = {}
-        for entry in sorted(read_manifest(run).files, key=lambda entry: entry.day):
+        for entry in sorted(_listed(run), key=lambda entry: entry.day):
             if entry.rows:
                 numbered.setdefault(entry.part, []).append(self._open(run, entry))
         if not numbered:
@@ -287,6 +287,10 @@ class ArchiveSource:
         if (path, entry) not in self._opened:
             self._opened[path, entry] = _open_file(path, entry, self._schema)
         return self._opened[path, entry]
+
+
+def _listed(run: Path) -> list[OutputFile]:
+    return [entry for entry in read_manifest(run).files if entry.kind == RETRIEVAL]
 
 
 def _open_file(path: Path, entry: OutputFile, schema: pa.Schema) -> _File:

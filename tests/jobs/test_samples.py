@@ -49,8 +49,8 @@ def test_the_command_writes_samples_and_prints_where_every_event_went(config, ca
     assert ["events read", "3"] in counts
     assert ["impressions", "2"] in counts
     assert ["outcomes: joined", "1"] in counts
-    assert ["samples", "1"] in counts
-    assert read_manifest(config.parent / "out").counts["samples"] == 1
+    assert ["retrieval samples", "1"] in counts
+    assert read_manifest(config.parent / "out").counts["retrieval samples"] == 1
 
 
 def test_set_overrides_and_other_options_go_to_beam(config) -> None:

@@ -42,10 +42,10 @@ def test_a_folder_without_a_whole_run_is_refused_with_the_repair(tmp_path) -> No
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "Invalid JSON"), ("{}", "sample_schema: Field required"), (None, "format_version")],
+    [("{", "Invalid JSON"), ("{}", "kinds: Field required"), (None, "format_version")],
 )
 def test_a_manifest_that_is_not_ours_is_refused(tmp_path, content, message) -> None:
-    later = json.dumps(json.loads(manifest().model_dump_json()) | {"format_version": 2})
+    later = json.dumps(json.loads(manifest().model_dump_json()) | {"format_version": 3})
     (tmp_path / "manifest.json").write_text(later if content is None else content)
     with pytest.raises(InputError, match=message):
         read_manifest(tmp_path)

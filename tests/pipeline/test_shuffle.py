@@ -1,24 +1,21 @@
 from __future__ import annotations
 
-import apache_beam as beam
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
-from apache_beam.testing.test_pipeline import TestPipeline
-from apache_beam.testing.util import assert_that
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.shuffle import (
-    CutByKey,
     cut_by_key,
     encode_keys,
     end_positions,
     hash_keys,
-    join_pieces,
-    pack,
+    read_pieces,
     start_positions,
-    unpack,
+    write_pieces,
 )
 
 _MASK = 2**64 - 1
@@ -76,17 +73,34 @@ def test_a_cut_keeps_every_row_once_in_order_and_whole_keys() -> None:
             assert owners.setdefault(key, part) == part
 
 
-def test_a_packed_slice_takes_the_room_of_its_rows_only() -> None:
-    table = pa.table({"k": np.arange(100_000), "s": ["text"] * 100_000})
-    data = pack(table.slice(500, 10))
-    assert len(data) < 2_000
-    assert unpack(data).equals(table.slice(500, 10))
+def test_pieces_of_a_cut_are_the_rows_of_their_parts(tmp_path: Path) -> None:
+    table = pa.table({"k": [5, 1, 5, 2, 1, 3], "s": ["a", "b", None, "d", "", "f"]})
+    path = tmp_path / "folder" / "block.arrow"
+    pieces = dict(write_pieces(table, "k", num_parts=3, path=path, origin=(0,)))
+    expected = dict(cut_by_key(table, "k", num_parts=3))
+    assert set(pieces) == set(expected)
+    assert len(pieces) > 1
+    for part, piece in pieces.items():
+        assert read_pieces([piece]).equals(expected[part])
+    assert [p.name for p in path.parent.iterdir()] == ["block.arrow"]
 
 
-def test_pieces_are_joined_by_origin_in_whatever_order_they_come() -> None:
-    pieces = [((0, i, 0), pack(pa.table({"row": [i]}))) for i in range(3)]
-    for arrived in (pieces, pieces[::-1]):
-        assert join_pieces(arrived)["row"].to_pylist() == [0, 1, 2]
+def test_no_rows_make_no_file(tmp_path: Path) -> None:
+    empty = pa.table({"k": pa.array([], pa.int64())})
+    assert list(write_pieces(empty, "k", num_parts=2, path=tmp_path / "x", origin=(0,))) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pieces_are_joined_by_origin_in_whatever_order_they_come(tmp_path: Path) -> None:
+    pieces = []
+    for number in (0, 2, 10):
+        table = pa.table({"k": [7], "row": [number]})
+        path = tmp_path / f"{number}.arrow"
+        pieces += dict(
+            write_pieces(table, "k", num_parts=1, path=path, origin=(0, number))
+        ).values()
+    for arrived in (pieces, pieces[::-1], [pieces[1], pieces[2], pieces[0]]):
+        assert read_pieces(arrived)["row"].to_pylist() == [0, 2, 10]
 
 
 def test_positions_before_a_time_count_ties_only_if_inclusive() -> None:
@@ -117,19 +131,3 @@ def test_keys_of_several_columns_share_their_codes(values: list[int] | list[str]
     assert (first[0], first[1]) == (second[2], second[0])
     assert first[0] != first[1]
     assert second[0] == second[1]
-
-
-def test_cut_by_key_groups_pieces_by_part() -> None:
-    tables = [((0, i), pa.table({"k": [1, 2, 3, 4], "block": [i] * 4})) for i in range(2)]
-    expected = dict(cut_by_key(tables[0][1], "k", num_parts=2))
-
-    def check(groups: list[tuple[int, list[tuple[tuple[int, ...], bytes]]]]) -> None:
-        assert {part for part, _ in groups} == set(expected)
-        for part, pieces in groups:
-            keys = expected[part]["k"].to_pylist()
-            joined = join_pieces(pieces)
-            assert joined.to_pydict() == {"k": keys * 2, "block": [0] * len(keys) + [1] * len(keys)}
-
-    with TestPipeline(runner="FnApiRunner") as root:
-        groups = root | beam.Create(tables) | CutByKey(column="k", num_parts=2)
-        assert_that(groups, check)

@@ -8,10 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.events.json_lines import Reject
 from pipeline.manifest import Manifest, read_manifest, sample_files
 from pipeline.schema import InputError
-from pipeline.write import open_run, write_part, write_rejects
+from pipeline.write import open_run, write_part
 from tests.pipeline.event_log import START
 
 DAY_MS = 86_400_000
@@ -19,15 +18,12 @@ DAY_MS = 86_400_000
 
 def manifest(files=()) -> Manifest:
     return Manifest(
-        sample_schema="s",
+        kinds={"retrieval": "s"},
         config="c",
         specification="p",
-        watermark_ms=None,
         num_parts=4,
-        counts={},
-        rejects={},
-        outcomes={},
-        inputs=[],
+        days=[],
+        builds=[],
         files=list(files),
     )
 
@@ -45,9 +41,9 @@ def write_run(output, *times: int) -> None:
 def test_a_part_has_a_file_for_each_utc_day(tmp_path) -> None:
     files = write_part(tmp_path, 3, samples(0, DAY_MS - 1, DAY_MS, 5 * DAY_MS))
     assert [(f.path, f.day, f.part, f.rows) for f in files] == [
-        ("dt=2026-01-01/part-00003.parquet", "2026-01-01", 3, 2),
-        ("dt=2026-01-02/part-00003.parquet", "2026-01-02", 3, 1),
-        ("dt=2026-01-06/part-00003.parquet", "2026-01-06", 3, 1),
+        ("retrieval/dt=2026-01-01/part-00003.parquet", "2026-01-01", 3, 2),
+        ("retrieval/dt=2026-01-02/part-00003.parquet", "2026-01-02", 3, 1),
+        ("retrieval/dt=2026-01-06/part-00003.parquet", "2026-01-06", 3, 1),
     ]
     rows = [pq.read_table(tmp_path / f.path, partitioning=None).num_rows for f in files]
     assert rows == [2, 1, 1]
@@ -62,16 +58,6 @@ def test_a_part_written_twice_is_there_once_with_the_same_bytes(tmp_path) -> Non
     first = write_part(tmp_path, 3, samples(1, 2))
     assert write_part(tmp_path, 3, samples(1, 2)) == first
     assert [p.name for p in tmp_path.rglob("*.parquet")] == ["part-00003.parquet"]
-
-
-def test_rejects_have_the_row_of_their_file(tmp_path) -> None:
-    blocks = [(10, [Reject(9, "a", "x", b"1")]), (5, []), (5, [Reject(0, "b", "y", b"2")])]
-    write_rejects(tmp_path, 7, "log.jsonl", blocks)
-    rows = pq.read_table(tmp_path / "rejected" / "part-00007.parquet").to_pylist()
-    assert rows == [
-        {"file": "log.jsonl", "row": 10, "reason": "a", "detail": "x", "raw": b"1"},
-        {"file": "log.jsonl", "row": 16, "reason": "b", "detail": "y", "raw": b"2"},
-    ]
 
 
 def test_a_run_is_seen_only_when_it_is_committed(tmp_path) -> None:
@@ -104,6 +90,7 @@ def test_a_manifest_is_written_when_all_it_names_is_on_the_disk(tmp_path, monkey
     assert found == [
         ("sync", ".part-00003.parquet"),
         ("name", "part-00003.parquet"),
+        ("sync", "retrieval"),
         ("sync", "dt=2026-01-01"),
         ("sync", "run-00001"),
         ("sync", ".manifest.json"),
@@ -131,7 +118,8 @@ def test_a_new_run_leaves_nothing_of_the_old_one_in_the_output(tmp_path) -> None
     output = tmp_path / "samples"
     write_run(output, 0, DAY_MS)
     write_run(output, DAY_MS)
-    assert [path.name for path in sorted(output.iterdir())] == ["dt=2026-01-02", "manifest.json"]
+    assert [path.name for path in sorted(output.iterdir())] == ["manifest.json", "retrieval"]
+    assert [path.name for path in (output / "retrieval").iterdir()] == ["dt=2026-01-02"]
 
 
 def test_a_reader_in_the_middle_of_a_run_keeps_its_files(tmp_path) -> None:

@@ -1,7 +1,7 @@
 """Three public logs as training samples and questions, cut by time.
 
 A sample is a user's *first* positive on an item, with the items of their last positives before it:
-the pipeline's own samples (`pipeline.retrieval.add_history`), in the order of time. The first 80%
+the pipeline's own (`pipeline.kinds.retrieval.assemble`), in the order of time. The first 80%
 of them train, the others ask. Of the first 80%, the last eighth is the validation cut, on which
 settings are chosen; the test period is never looked at for that.
 
@@ -27,7 +27,7 @@ from models.evaluate import Questions, questions
 from models.index import latest_items
 from pipeline import schema as s
 from pipeline.join import OUTCOME_TIME_MS
-from pipeline.retrieval import add_history
+from pipeline.kinds.retrieval import assemble
 from pipeline.schema import InputError
 from pipeline.specification import Specification
 
@@ -124,12 +124,13 @@ def make_dataset(name: str, positives: pl.DataFrame, *, buckets: int) -> Dataset
         pl.lit(1.0, pl.Float32).alias(s.REWARD),
         pl.col(s.TIMESTAMP_MS).alias(OUTCOME_TIME_MS),
     )
+    known = rows.sort(OUTCOME_TIME_MS, s.TIMESTAMP_MS, s.EVENT_ID)
     described = specification(name, genres="genres" in positives.columns, buckets=buckets)
     times = rows[s.TIMESTAMP_MS]
     return Dataset(
         name=name,
         specification=described,
-        samples=add_history(rows, described),
+        samples=assemble(rows, known, described),
         validation_ms=int(times[int(VALIDATION_SHARE * len(times))]),
         test_ms=int(times[int(TRAIN_SHARE * len(times))]),
     )

@@ -223,7 +223,7 @@ def test_a_missing_and_a_retyped_column_are_named_with_their_file(directory: Pat
     table = samples(0, 3).drop_columns(["item_id"])
     wrong = table.set_column(0, "event_id", pa.array([1, 2, 3]))
     write_samples(directory, DAYS | {("2026-01-03", 0): wrong})
-    path = directory / "dt=2026-01-03" / "part-00000.parquet"
+    path = directory / "retrieval" / "dt=2026-01-03" / "part-00000.parquet"
 
     with pytest.raises(SchemaMismatchError) as caught:
         ArchiveSource(directory, SCHEMA)
@@ -236,7 +236,7 @@ def test_a_missing_and_a_retyped_column_are_named_with_their_file(directory: Pat
 
 
 def test_a_truncated_file_is_named(directory: Path) -> None:
-    path = directory / "dt=2026-01-02" / "part-00003.parquet"
+    path = directory / "retrieval" / "dt=2026-01-02" / "part-00003.parquet"
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(InputError, match=rf"{path}: found a file that is not readable"):
         ArchiveSource(directory, SCHEMA)
@@ -244,7 +244,7 @@ def test_a_truncated_file_is_named(directory: Path) -> None:
 
 def test_a_file_cut_after_it_was_listed_is_named(directory: Path) -> None:
     source = ArchiveSource(directory, SCHEMA)
-    path = directory / "dt=2026-01-02" / "part-00003.parquet"
+    path = directory / "retrieval" / "dt=2026-01-02" / "part-00003.parquet"
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(InputError, match=rf"{path}: found a file that is not readable"):
         source.read(Range(PART_3, 10, 12))
@@ -252,7 +252,7 @@ def test_a_file_cut_after_it_was_listed_is_named(directory: Path) -> None:
 
 def test_a_page_whose_bytes_changed_is_named(directory: Path) -> None:
     source = ArchiveSource(directory, SCHEMA)
-    path = directory / "dt=2026-01-01" / "part-00003.parquet"
+    path = directory / "retrieval" / "dt=2026-01-01" / "part-00003.parquet"
     column = pq.ParquetFile(path).metadata.row_group(1).column(1)
     data = bytearray(path.read_bytes())
     data[column.data_page_offset + column.total_compressed_size // 2] ^= 1
@@ -263,8 +263,10 @@ def test_a_page_whose_bytes_changed_is_named(directory: Path) -> None:
 
 
 def test_a_file_with_other_rows_than_its_manifest_is_named(directory: Path) -> None:
-    path = directory / "dt=2026-01-01" / "part-00003.parquet"
-    path.write_bytes((directory / "dt=2026-01-02" / "part-00003.parquet").read_bytes())
+    path = directory / "retrieval" / "dt=2026-01-01" / "part-00003.parquet"
+    path.write_bytes(
+        (directory / "retrieval" / "dt=2026-01-02" / "part-00003.parquet").read_bytes()
+    )
     with pytest.raises(InputError, match=rf"{path}: .*6 rows, not 10 as in its manifest"):
         ArchiveSource(directory, SCHEMA)
 
@@ -305,7 +307,7 @@ def test_a_listed_file_that_no_run_has_any_more_is_named(tmp_path: Path) -> None
     replace_run(tmp_path / "samples", DAYS)
     source = ArchiveSource(tmp_path / "samples", SCHEMA)
     replace_run(tmp_path / "samples", NEWEST_DAY_REWRITTEN)
-    path = tmp_path / "samples-a" / "dt=2026-01-02" / "part-00003.parquet"
+    path = tmp_path / "samples-a" / "retrieval" / "dt=2026-01-02" / "part-00003.parquet"
     with pytest.raises(InputError, match=rf"{path}: found no file any more"):
         source.read(Range(PART_3, 8, 12))
 

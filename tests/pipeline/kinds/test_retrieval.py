@@ -5,33 +5,41 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.retrieval import make_user_part
-from pipeline.statistics import attach_counts, count_items, list_item_times
-from tests.pipeline.event_log import START, event, specification, with_statistics
+from pipeline.days import Span
+from pipeline.kinds import retrieval
+from pipeline.kinds.part import JoinRules, Tables, UserPart, make_part
+from pipeline.known.facts import read_facts
+from tests.pipeline.event_log import START, event, specification
 
 WINDOW_MS = 50
 
 
-def make(events, *, orphans="drop", spec=None):
-    """All samples of a log as one part, statistics included, by event_id."""
-    spec = spec or with_statistics()
+def make_whole(events, *, orphans="drop", spec=None) -> UserPart:
+    spec = spec or specification()
     types = {name: spec.event_schema.field(name) for name in spec.event_types}
     table = pa.Table.from_pylist(events, schema=pa.schema(list(types.values())))
-    part = make_user_part(table, spec, window_ms=WINDOW_MS, orphans=orphans)
-    answers = [answer for _, answer in count_items(pa.concat_tables([list_item_times(0, part)]))]
-    if not answers:
-        return {}
-    samples = attach_counts(part.samples, answers, spec.sample_schema)
+    return make_part(
+        table,
+        spec,
+        span=Span(None, None, WINDOW_MS),
+        rules=JoinRules(WINDOW_MS, orphans),
+        facts=read_facts([], spec),
+        tables=Tables(),
+    )
+
+
+def make(events, *, orphans="drop", spec=None):
+    """All samples of a log as one part, by event_id."""
+    samples = retrieval.make(make_whole(events, orphans=orphans, spec=spec))
     return {row["event_id"]: row for row in samples.to_pylist()}
 
 
 def test_samples_have_exactly_the_sample_schema() -> None:
     spec = specification()
     events = [event("a", 0, 1, 1), event("c", 1, 1, 1, "click")]
-    table = pa.Table.from_pylist(events, schema=spec.event_schema)
-    part = make_user_part(table, spec, window_ms=WINDOW_MS, orphans="drop")
-    assert part.samples.schema.equals(spec.sample_schema)
-    assert part.samples.to_pylist() == [
+    samples = retrieval.make(make_whole(events))
+    assert samples.schema.equals(spec.sample_schema)
+    assert samples.to_pylist() == [
         {
             "event_id": "a",
             "timestamp_ms": START,
@@ -71,24 +79,6 @@ def test_positives_of_one_outcome_time_are_ordered_by_impression_then_event_id()
         assert {"last": make(order)["last"]["history_item_id"]} == expected
 
 
-def test_item_statistics_count_what_was_strictly_before() -> None:
-    samples = make(
-        [
-            event("u1", 0, 1, 10),
-            event("u1!", 5, 1, 10, "click"),
-            event(
-                "u2", 5, 2, 10
-            ),  # its own impression and the click of the same time are not before
-            event("u2!", 6, 2, 10, "click"),
-            event("u3", 7, 3, 10),
-            event("u3!", 8, 3, 10, "click"),
-            event("u4", 7, 4, 10),
-        ]
-    )
-    counts = {n: (r["item_impressions"], r["item_positives"]) for n, r in samples.items()}
-    assert counts == {"u1": (0, 0), "u2": (1, 0), "u3": (2, 2)}
-
-
 def test_samples_are_sorted_by_time_then_event_id() -> None:
     events = []
     for name, time in (("b", 5), ("a", 5), ("c", 1)):
@@ -100,7 +90,6 @@ def test_samples_are_sorted_by_time_then_event_id() -> None:
 
 
 def test_counts_add_up() -> None:
-    spec = specification()
     events = [
         event("a", 0, 1, 1),
         event("a", 0, 1, 1),
@@ -108,10 +97,11 @@ def test_counts_add_up() -> None:
         event("late", 99, 1, 1, "click"),
         event("lost", 99, 1, 2, "click"),
     ]
-    table = pa.Table.from_pylist(events, schema=spec.event_schema)
-    part = make_user_part(table, spec, window_ms=WINDOW_MS, orphans="drop")
-    assert part.counts == {"events_accepted": 4, "duplicates": 1, "impressions": 1, "samples": 1}
-    assert sum(part.outcomes.values()) == 3
+    part = make_whole(events)
+    assert part.counts == {
+        "2026-01-01": {"impressions": 1, "joined": 1, "late": 1, "orphan_dropped": 1}
+    }
+    assert (part.duplicates, part.outside) == (1, 0)
 
 
 @st.composite

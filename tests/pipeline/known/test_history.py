@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.history import count_before, recent_items
+from pipeline.known.history import count_before, recent_items
 
 ROWS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), max_size=40)
 

@@ -1,0 +1,229 @@
+"""One part of the users: their events joined, and what earlier days know of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cached_property
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from pipeline import schema as s
+from pipeline.days import MS_PER_DAY, Span, name_of
+from pipeline.join import OUTCOME_TIME_MS, OrphanRule, deduplicate, join_outcomes, label
+from pipeline.known.facts import (
+    BEHAVIOURS,
+    IMPRESSIONS,
+    POSITIVES,
+    SEEN,
+    Facts,
+    behaviours_schema,
+    positives_schema,
+    seen_schema,
+)
+from pipeline.known.tables import as_of
+from pipeline.specification import Specification
+
+DAY = "day"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UserPart:
+    """Everything that samples of some users are made of. Kinds read it and change nothing.
+
+    Attributes:
+        specification: What samples are made of.
+        span: The days that are built.
+        impressions: Closed impressions of the span and its margins, in the order of (time,
+            event_id): event columns, and those of tables with validity, as of their time.
+        outcomes: Joined outcomes, with `impression`, a row number in `impressions`.
+        positives: The impressions that are positives, with `reward` and `outcome_time_ms`.
+        behaviours: Outcomes of the span and its margins, joined or not.
+        facts: Of the days before the span.
+        counts: Events of each day of the span by what became of them.
+        outside: Events that were read for the margins alone, redeliveries left out.
+        duplicates: Redeliveries.
+    """
+
+    specification: Specification
+    span: Span
+    impressions: pl.DataFrame
+    outcomes: pl.DataFrame
+    positives: pl.DataFrame
+    behaviours: pl.DataFrame
+    facts: Facts
+    counts: dict[str, dict[str, int]]
+    outside: int
+    duplicates: int
+
+    def in_span(self, rows: pl.DataFrame, time: str = s.TIMESTAMP_MS) -> pl.DataFrame:
+        """Returns the rows whose time is in the days that are built."""
+        start, end = self.span.bounds
+        return rows.filter(pl.col(time).is_between(start, end, closed="left"))
+
+    @cached_property
+    def known_positives(self) -> pl.DataFrame:
+        """All positives, of facts and of now, by when they became known; see `positives_schema`."""
+        now = self.positives.select(self.facts.positives.columns)
+        start, _ = self.span.bounds
+        now = now.filter(pl.col(OUTCOME_TIME_MS) >= start)  # the others are facts already
+        order = [OUTCOME_TIME_MS, s.TIMESTAMP_MS, s.EVENT_ID]
+        return pl.concat([self.facts.positives, now], how="vertical_relaxed").sort(order)
+
+    @cached_property
+    def known_behaviours(self) -> pl.DataFrame:
+        """All behaviours, of facts and of now, by (time, event_id); see `behaviours_schema`."""
+        start, _ = self.span.bounds
+        now = self.behaviours.filter(pl.col(s.TIMESTAMP_MS) >= start)
+        now = now.select(self.facts.behaviours.columns)
+        known = pl.concat([self.facts.behaviours, now], how="vertical_relaxed")
+        return known.sort(s.TIMESTAMP_MS, s.EVENT_ID)
+
+    def new_facts(self) -> dict[str, pl.DataFrame]:
+        """Returns what became known in the days of the span, by kind of fact, with `day`."""
+        types = self.specification
+        made = {
+            POSITIVES: (self.in_span(self.positives, OUTCOME_TIME_MS), positives_schema(types)),
+        }
+        if types.kinds.behaviour is not None:
+            made[BEHAVIOURS] = (self.in_span(self.behaviours), behaviours_schema(types))
+        facts = {}
+        for kind, (rows, schema) in made.items():
+            time = OUTCOME_TIME_MS if kind == POSITIVES else s.TIMESTAMP_MS
+            rows = rows.sort(time, s.EVENT_ID)
+            facts[kind] = rows.select(*schema.names, (pl.col(time) // MS_PER_DAY).alias(DAY))
+        if types.kinds.scenario is not None or types.kinds.pair is not None:
+            seen = self.in_span(self.impressions).group_by(
+                s.USER_ID, s.SCENARIO, (pl.col(s.TIMESTAMP_MS) // MS_PER_DAY).alias(DAY)
+            )
+            counted = seen.agg(pl.len().cast(pl.Int64).alias(IMPRESSIONS))
+            names = seen_schema(types).names
+            facts[SEEN] = counted.select(*names, DAY).sort(s.USER_ID, s.SCENARIO)
+        return facts
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class JoinRules:
+    """How outcomes are joined: see `pipeline.join`."""
+
+    window_ms: int
+    orphans: OrphanRule
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Tables:
+    """Rows of the tables with validity for the users and items of a part; None if undeclared."""
+
+    users: pl.DataFrame | None = None
+    items: pl.DataFrame | None = None
+
+
+def make_part(
+    events: pa.Table,
+    specification: Specification,
+    *,
+    span: Span,
+    rules: JoinRules,
+    facts: Facts,
+    tables: Tables,
+) -> UserPart:
+    """Joins all events of some users.
+
+    Args:
+        events: Validated events, redeliveries included, in the order of the input; those that the
+            span does not read are left out.
+        specification: Says how impressions are labelled.
+        span: The days that are built.
+        rules: How outcomes are joined.
+        facts: What earlier days have left.
+        tables: Columns that change with time.
+    """
+    start, end = span.reads
+    read = pl.DataFrame(pl.from_arrow(events))
+    wanted = read.filter(pl.col(s.TIMESTAMP_MS).is_between(start, end, closed="left"))
+    unique, num_duplicates = deduplicate(wanted)
+    impressions, outcomes, fates = join_outcomes(
+        unique, window_ms=rules.window_ms, orphans=rules.orphans
+    )
+    impressions = _attach(impressions, specification, tables)
+    counts, inside = _count(unique, fates, span)
+    return UserPart(
+        specification=specification,
+        span=span,
+        impressions=impressions,
+        outcomes=outcomes,
+        positives=label(impressions, outcomes, specification),
+        behaviours=_behaviours(unique, impressions, outcomes, specification),
+        facts=facts,
+        counts=counts,
+        outside=len(read) - num_duplicates - inside,
+        duplicates=num_duplicates,
+    )
+
+
+def _attach(rows: pl.DataFrame, specification: Specification, tables: Tables) -> pl.DataFrame:
+    declared = (
+        (specification.users, tables.users, s.USER_ID),
+        (specification.items, tables.items, s.ITEM_ID),
+    )
+    for validity, table, key in declared:
+        if validity is not None and table is not None:
+            columns = list(validity.columns)
+            rows = as_of(rows, table, key=key, time=s.TIMESTAMP_MS, columns=columns)
+    return rows
+
+
+def _behaviours(
+    events: pl.DataFrame,
+    impressions: pl.DataFrame,
+    outcomes: pl.DataFrame,
+    specification: Specification,
+) -> pl.DataFrame:
+    """Returns all outcomes; what a joined one does not say of its item, its impression does."""
+    names = behaviours_schema(specification).names
+    rows = events.filter(pl.col(s.ACTION) != s.IMPRESSION)
+    behaviour = specification.kinds.behaviour
+    if behaviour is None:
+        return rows.clear().select(n for n in names if n in rows.columns)
+    properties = [name for name in behaviour.properties if name in rows.columns]
+    if not properties:
+        return rows.select(names)
+    shown = impressions.select(
+        pl.int_range(pl.len(), dtype=pl.UInt32).alias("impression"), *properties
+    )
+    joined = outcomes.select(s.EVENT_ID, s.USER_ID, "impression")
+    joined = joined.join(shown, on="impression", how="left").drop("impression")
+    rows = rows.join(
+        joined, on=[s.EVENT_ID, s.USER_ID], how="left", suffix="_shown", maintain_order="left"
+    )
+    filled = [pl.coalesce(name, f"{name}_shown").alias(name) for name in properties]
+    return rows.with_columns(filled).select(names)
+
+
+def _count(
+    unique: pl.DataFrame, fates: pl.DataFrame, span: Span
+) -> tuple[dict[str, dict[str, int]], int]:
+    """Returns counts by day and by what became of events, and how many events these are."""
+    start, end = span.bounds
+    day = (pl.col(s.TIMESTAMP_MS) // MS_PER_DAY).alias(DAY)
+    shown = unique.filter(pl.col(s.ACTION) == s.IMPRESSION).select(
+        s.TIMESTAMP_MS, pl.lit("impressions").alias("fate")
+    )
+    rows = pl.concat([shown, fates.select(s.TIMESTAMP_MS, "fate")])
+    rows = rows.filter(pl.col(s.TIMESTAMP_MS).is_between(start, end, closed="left"))
+    counts: dict[str, dict[str, int]] = {}
+    for number, fate, count in rows.group_by(day, "fate").len().iter_rows():
+        counts.setdefault(name_of(number), {})[fate] = int(count)
+    return counts, len(rows)
+
+
+def days_of(part: UserPart) -> list[int]:
+    """Returns the days of the span on which something was shown, or became known."""
+    times = [
+        part.in_span(part.impressions)[s.TIMESTAMP_MS],
+        part.in_span(part.positives, OUTCOME_TIME_MS)[OUTCOME_TIME_MS],
+        part.in_span(part.behaviours)[s.TIMESTAMP_MS],
+    ]
+    days = np.unique(np.concatenate([series.to_numpy() // MS_PER_DAY for series in times]))
+    return [int(day) for day in days]

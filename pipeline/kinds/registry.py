@@ -1,0 +1,69 @@
+"""All kinds of sample. A new one is a module beside this, a section, and an entry here."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Final
+
+import polars as pl
+import pyarrow as pa
+
+from pipeline.kinds import corpus, retrieval
+from pipeline.kinds.part import UserPart
+from pipeline.known.items import ItemDays
+from pipeline.specification import Specification
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kind:
+    """How one kind of sample is made.
+
+    Attributes:
+        is_wanted: Whether a specification declares it.
+        schema: Its columns.
+        of_users: Makes the samples of one part of the users, by (timestamp_ms, event_id).
+        needs_items: Whether these are not whole before `with_items`.
+        with_items: Makes them whole, from items as of each day.
+        of_items: Makes those of one part of the items as of the end of a day.
+    """
+
+    is_wanted: Callable[[Specification], bool]
+    schema: Callable[[Specification], pa.Schema]
+    of_users: Callable[[UserPart], pa.Table] | None = None
+    needs_items: Callable[[Specification], bool] = lambda _: False
+    with_items: Callable[[pa.Table, Specification, ItemDays], pa.Table] | None = None
+    of_items: Callable[[pl.DataFrame, Specification, int], pa.Table] | None = None
+
+
+KINDS: Final[dict[str, Kind]] = {
+    "retrieval": Kind(
+        is_wanted=lambda specification: specification.kinds.retrieval is not None,
+        schema=retrieval.schema,
+        of_users=retrieval.make,
+        needs_items=retrieval.needs_items,
+        with_items=retrieval.with_items,
+    ),
+    "corpus": Kind(
+        is_wanted=lambda specification: specification.kinds.corpus is not None,
+        schema=corpus.schema,
+        of_items=corpus.make,
+    ),
+}
+"""By the name of the folder that has its files."""
+
+
+def wanted(specification: Specification) -> dict[str, Kind]:
+    """Returns the kinds that a specification declares."""
+    return {name: kind for name, kind in KINDS.items() if kind.is_wanted(specification)}
+
+
+def looks_up_items(specification: Specification) -> bool:
+    """Says whether samples of users need items as of a day."""
+    return any(kind.needs_items(specification) for kind in wanted(specification).values())
+
+
+def counts_items(specification: Specification) -> bool:
+    """Says whether items as of a day are needed at all."""
+    kinds = wanted(specification).values()
+    return looks_up_items(specification) or any(kind.of_items for kind in kinds)

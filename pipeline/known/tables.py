@@ -1,0 +1,122 @@
+"""Tables of users and items whose rows hold for a time, joined as of an event."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import schema as s
+from pipeline.declarations import ValidityTable
+from pipeline.events.read import is_accepted
+
+_SHOWN = 5
+
+
+def check_tables(
+    paths: Sequence[str], declared: ValidityTable, key: tuple[str, str], *, where: str
+) -> None:
+    """Looks at the footers of a table's files.
+
+    Args:
+        paths: Parquet files.
+        declared: The columns that they must have.
+        key: Name and type of the id.
+        where: What named the files, `samples.users` or `samples.items`.
+
+    Raises:
+        InputError: If a file is no Parquet, or lacks a column, or has one of another type.
+    """
+    if not paths:
+        raise s.InputError(f"{where}: found no file; expected the Parquet files of this table")
+    wanted = {key[0]: key[1], s.VALID_FROM_MS: "int64", **declared.columns}
+    for path in paths:
+        try:
+            found = pq.read_schema(path)
+        except (pa.ArrowException, OSError) as error:
+            raise s.InputError(
+                f"{where}: {path}: found no whole Parquet file ({str(error).splitlines()[0]})"
+            ) from error
+        for name, kind in wanted.items():
+            if name not in found.names:
+                raise s.InputError(
+                    f"{where}: {path}: {name}: found no such column; found"
+                    f" {', '.join(found.names)}; expected {', '.join(wanted)}"
+                )
+            if not is_accepted(found.field(name).type, kind, column=s.TIMESTAMP_MS):
+                raise s.InputError(
+                    f"{where}: {path}: {name}: found a column of type {found.field(name).type};"
+                    f" expected {kind}"
+                )
+
+
+def read_table(
+    paths: Sequence[str], declared: ValidityTable, key: tuple[str, str], ids: pl.Series
+) -> pl.DataFrame:
+    """Returns the rows of some ids, whatever else the files have.
+
+    Args:
+        paths: Parquet files that `check_tables` found good.
+        declared: The columns to read.
+        key: Name and type of the id.
+        ids: The ids that are wanted.
+
+    Returns:
+        The id, `valid_from_ms`, `valid_to_ms` (null: until the next row) and the columns.
+
+    Raises:
+        InputError: If an id has two rows that begin at the same time: one would hide the other.
+    """
+    name, kind = key
+    types = {name: kind, s.VALID_FROM_MS: "int64", s.VALID_TO_MS: "int64", **declared.columns}
+    wanted = s.arrow_schema(types)
+    frames = []
+    for path in paths:
+        rows = pl.scan_parquet(path)
+        found = rows.collect_schema().names()
+        rows = rows.join(pl.LazyFrame({name: ids.unique()}), on=name, how="semi")
+        table = rows.select([column for column in types if column in found]).collect().to_arrow()
+        for field in wanted:
+            if field.name not in table.column_names:
+                table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+        frames.append(pl.DataFrame(pl.from_arrow(table.select(wanted.names).cast(wanted))))
+    table = pl.concat(frames)
+    twice = table.filter(table.select(name, s.VALID_FROM_MS).is_duplicated())
+    if len(twice):
+        shown = twice[name].unique().sort().head(_SHOWN).to_list()
+        raise s.InputError(
+            f"{paths[0]}: {name} {', '.join(map(str, shown))}: found several rows with the same"
+            f" {s.VALID_FROM_MS}; expected one, or it is not known which holds"
+        )
+    return table
+
+
+def as_of(
+    rows: pl.DataFrame, table: pl.DataFrame, *, key: str, time: str, columns: Sequence[str]
+) -> pl.DataFrame:
+    """Returns the rows with the columns that held at their times, nulls where none did.
+
+    A row of the table holds from `valid_from_ms`, inclusive, to the next row of its id or to
+    `valid_to_ms`, exclusive.
+
+    Args:
+        rows: [num_rows] ids and times, in any order, which is kept.
+        table: See `read_table`.
+        key: Name of the id, in both.
+        time: Name of the time in `rows`.
+        columns: What to take from the table.
+    """
+    history = table.sort(s.VALID_FROM_MS).select(key, s.VALID_FROM_MS, s.VALID_TO_MS, *columns)
+    ordered = rows.with_row_index("_row").sort(time, maintain_order=True)
+    joined = ordered.join_asof(
+        history, left_on=time, right_on=s.VALID_FROM_MS, by=key, strategy="backward"
+    )
+    over = pl.col(s.VALID_TO_MS) <= pl.col(time)
+    held = [pl.when(over).then(None).otherwise(pl.col(name)).alias(name) for name in columns]
+    return (
+        joined.with_columns(held)
+        .sort("_row")
+        .drop("_row", s.VALID_TO_MS, *([s.VALID_FROM_MS] if time != s.VALID_FROM_MS else []))
+    )
