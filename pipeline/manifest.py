@@ -242,8 +242,8 @@ def require_good_input(
         f"samples.max_reject_share: found {num_rejects:,} of {num_rows:,} rows rejected"
         f" ({num_rejects / num_rows:.2%}); expected at most {max_reject_share:.2%}:\n"
         + "\n".join(lines)
-        + f"\nthe rows are in {rejected}; the former output is unchanged; repair `raw` in a copy and"
-        " give that folder to --rejects, or raise the limit"
+        + f"\nthe rows are in {rejected}; the former output is unchanged; repair `raw` in a copy"
+        " and give that folder to --rejects, or raise the limit"
     )
 
 

@@ -8,16 +8,19 @@ as they are, and each build becomes visible by one rename.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Annotated, Literal
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
+from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline import schema as s
-from pipeline.account import SamplesConfig, account
+from pipeline.account import account
 from pipeline.build import BuildDays, Plan
 from pipeline.days import (
     Span,
@@ -29,6 +32,7 @@ from pipeline.days import (
     runs_of,
 )
 from pipeline.events.read import find_files, plan_splits
+from pipeline.events.rejects import SUFFIX, name_of_rejects
 from pipeline.events.repair import Repair, count_repaired, repair, repaired_files
 from pipeline.events.validate import needed_types, required_columns
 from pipeline.known.tables import check_tables
@@ -44,6 +48,45 @@ from pipeline.specification import Specification
 from pipeline.write import Run, open_run
 
 logger = logging.getLogger(__name__)
+
+
+class SamplesConfig(BaseModel):
+    """What to read, how to join, where to write."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    inputs: Annotated[list[str], Field(min_length=1)]
+    """Event logs: files, folders or globs of .parquet, .jsonl and .jsonl.gz files. The workers of a
+    runner on several machines need them, and `output`, under the same absolute paths."""
+    output: Path
+    """Where the samples appear: a link to the current run, beside `OUTPUT.runs/`."""
+    users: list[str] = []
+    """Parquet files of the users' table (`specification.users`): files, folders or globs."""
+    items: list[str] = []
+    """The same of the items' table."""
+    join_window_seconds: Annotated[float, Field(gt=0)] = 3600.0
+    """An outcome counts up to this long after its impression."""
+    orphans: Literal["drop", "keep"] = "drop"
+    """An outcome without impression: dropped, or its own impression at its own time."""
+    lookback_days: Annotated[int, Field(ge=1)] | None = None
+    """Histories and statistics reach back so many days; all of them if nothing is said."""
+    max_reject_share: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """The run fails if more of the rows than this are rejected."""
+    num_parts: Annotated[int, Field(ge=1, le=99_999)] = 8
+    """Users are cut into so many parts; one part must fit in a worker's memory."""
+    days_at_once: Annotated[int, Field(ge=1)] = 1
+    """With a range: so many days are built, and become visible, together."""
+
+    @property
+    def window_ms(self) -> int:
+        """The join window in milliseconds."""
+        return round(self.join_window_seconds * 1000)
+
+    def fingerprint(self, specification: Specification) -> str:
+        """Returns 16 hexadecimal digits that name all that shapes the samples but the logs."""
+        free = {"inputs", "output", "users", "items", "max_reject_share", "days_at_once"}
+        shaping = self.model_dump_json(exclude=free)
+        return hashlib.sha256(f"{shaping}{specification.fingerprint}".encode()).hexdigest()[:16]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -142,12 +185,27 @@ def repair_samples(
     manifest = read_manifest(config.output) if config.output.is_symlink() else None
     if manifest is None or manifest.config != config.fingerprint(specification):
         return repaired, make_samples(config, specification, options, on_build=on_build)
-    there = {day.day for day in manifest.days}
+    first = min(day.day for day in manifest.days)
     for day in map(name_of, repaired.days):
-        if day in there or day > min(there):
+        if day >= first and not _knows_repairs(config, manifest, day):
             days = DayRange(day, day, rebuild=True)
             manifest = make_samples(config, specification, options, days=days, on_build=on_build)
     return repaired, manifest
+
+
+def _knows_repairs(config: SamplesConfig, manifest: Manifest, day: str) -> bool:
+    """Says whether a day was built from all repaired rows that there are."""
+    number = parse_day(day, where="a day")
+    span = Span(number, number, config.window_ms)
+    wanted_files = files_for(map(str, repaired_files(config.output)), span)
+    builds = {each.day: each.build for each in manifest.days}
+    inputs = {
+        file.path
+        for build in manifest.builds
+        if build.number == builds.get(day)
+        for file in build.inputs
+    }
+    return inputs.issuperset(wanted_files)
 
 
 def _find_tables(
@@ -256,12 +314,29 @@ def _build(
             rejected=run.folder / REJECTED_NAME,
             num_repaired=count_repaired(repaired_files(config.output), chosen),
         )
-        manifest = account(config, specification, report, span, former)
+        manifest = account(
+            report,
+            specification,
+            span=span,
+            former=former,
+            config=config.fingerprint(specification),
+            num_parts=config.num_parts,
+        )
         _require_samples(manifest, report)
         if former is not None:
-            run.share(file for file in former.files if file in manifest.files)
+            run.share(file.path for file in former.files if file in manifest.files)
+            run.share(_other_rejects(run, chosen))
         run.commit(manifest)
     return manifest
+
+
+def _other_rejects(run: Run, logs: Sequence[str]) -> list[str]:
+    """Returns the rejects of logs that were not read now: days that stay were made of these."""
+    if run.former is None:
+        return []
+    read = {name_of_rejects(path) for path in logs}
+    files = sorted((run.former / REJECTED_NAME).glob(f"*{SUFFIX}"))
+    return [f"{REJECTED_NAME}/{file.name}" for file in files if file.name not in read]
 
 
 def _facts(

@@ -37,7 +37,7 @@ class Repair:
         accepted: Rows that are events now.
         known: Rows that were repaired before, as they are now.
         rejects: Rows that still are none, by reason; they stay where they are.
-        days: The days whose samples the accepted rows may change.
+        days: The days whose samples these rows, accepted now or before, may change.
     """
 
     accepted: int
@@ -87,21 +87,21 @@ def repair(
     good = [number for number in rows if number not in bad]
     events = events.append_column(SOURCE_FILE, pa.array([found[n]["file"] for n in good], "string"))
     events = events.append_column(SOURCE_ROW, pa.array([found[n]["row"] for n in good], "int64"))
-    events, num_known = _without_known(events, repaired_files(output))
-    if events.num_rows:
-        _keep(events, output)
+    new = _without_known(events, repaired_files(output))
+    if new.num_rows:
+        _keep(new, output)
     return Repair(
-        accepted=events.num_rows,
-        known=num_known,
+        accepted=new.num_rows,
+        known=events.num_rows - new.num_rows,
         rejects=count_reasons(rejects),
         days=_days(events, window_ms),
     )
 
 
-def _without_known(events: pa.Table, files: Iterable[Path]) -> tuple[pa.Table, int]:
+def _without_known(events: pa.Table, files: Iterable[Path]) -> pa.Table:
     known = {row for path in files for row in _identities(pq.read_table(path))}
     is_new = [row not in known for row in _identities(events)]
-    return events.filter(pa.array(is_new, pa.bool_())), len(is_new) - sum(is_new)
+    return events.filter(pa.array(is_new, pa.bool_()))
 
 
 def _identities(events: pa.Table) -> list[tuple[object, ...]]:
