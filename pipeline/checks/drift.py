@@ -281,10 +281,10 @@ def _measure_psi(
     for measure, found, usual, ordered, values in pairs:
         if not found.any() or not usual.any():
             continue
-        groups = group_bins(usual, ordered=ordered)
-        index = psi(np.bincount(groups, found), np.bincount(groups, usual))
+        groups = group_counts(found, usual, ordered=ordered)
+        index = psi(*groups)
         counted = [min(pair) for pair in zip(values, witnesses, strict=True)]
-        noise = psi_noise(int(groups.max()) + 1, counted[0], counted[1])
+        noise = psi_noise(len(groups[0]), counted[0], counted[1])
         yield Measure(name=measure, column=name, value=index, noise=noise, found=index, usual=0.0)
 
 
@@ -295,38 +295,42 @@ def aligned(found: Numbers, usual: Numbers) -> tuple[IntArray, IntArray]:
     return np.array(counts[0], np.int64), np.array(counts[1], np.int64)
 
 
-def group_bins(usual: IntArray, *, ordered: bool) -> IntArray:
-    """Puts bins into groups of which each holds at least `GROUP_SHARE` of the reference.
+def group_counts(found: IntArray, usual: IntArray, *, ordered: bool) -> tuple[IntArray, IntArray]:
+    """Adds up bins in groups of which each holds at least `GROUP_SHARE` of the reference.
 
     PSI adds up the noise of everything that it tells apart, so it is to tell apart no more than
     about twenty groups. Numbers are grouped with their neighbours. Buckets of ids have none: those
     that are frequent enough stand alone, the others are grouped as they come. What the reference
-    never had is a group of its own, so that a new value is not hidden among known ones.
+    never had is a group of its own, or a new value would hide among known ones. Of that, some is
+    usual where values are many: about as much as the reference has values seen once (Good 1953).
 
     Args:
+        found: [num_bins] counts of the day, at least one above 0.
         usual: [num_bins] counts of the reference, at least one above 0.
         ordered: Whether neighbours are alike.
 
     Returns:
-        [num_bins] number of each bin's group, from 0.
+        [num_groups] counts of the day, and of the reference.
     """
     least = GROUP_SHARE * usual.sum()
     positions = np.flatnonzero(usual)
     if not ordered:
         frequent = usual[positions] >= least
         positions = np.concatenate([positions[frequent], positions[~frequent]])
-    groups = np.zeros(len(usual), np.int64)
-    group, held = 0, 0
+    pairs = [[0, 0]]
     for position in positions.tolist():
-        if held >= least:
-            group, held = group + 1, 0
-        groups[position] = group
-        held += int(usual[position])
-    if held < least and group:
-        groups[groups == group] = group - 1
-        group -= 1
-    groups[usual == 0] = group + 1
-    return groups
+        if pairs[-1][1] >= least:
+            pairs.append([0, 0])
+        pairs[-1][0] += int(found[position])
+        pairs[-1][1] += int(usual[position])
+    if len(pairs) > 1 and pairs[-1][1] < least:
+        rest = pairs.pop()
+        pairs[-1] = [pairs[-1][0] + rest[0], pairs[-1][1] + rest[1]]
+    unseen = int(found[usual == 0].sum())
+    if unseen:
+        pairs.append([unseen, int(np.count_nonzero(usual == 1))])
+    day, reference = np.array(pairs, np.int64).T
+    return day, reference
 
 
 def psi(found: IntArray | FloatArray, usual: IntArray | FloatArray) -> float:

@@ -255,7 +255,8 @@ def _profile_values(
     kind, nulls = values.type, values.null_count
     if not pa.types.is_floating(kind) and not (is_number and pa.types.is_integer(kind)):
         return Column(nulls=nulls, ids=_profile_ids(name, values.drop_null()))
-    found = values.drop_null().to_numpy(zero_copy_only=False).astype(np.float32)
+    with np.errstate(over="ignore"):  # a float64 beyond float32 is infinite to a model, too
+        found = values.drop_null().to_numpy(zero_copy_only=False).astype(np.float32)
     finite = np.isfinite(found)
     if finite.all():
         return Column(nulls=nulls, numbers=_profile_numbers(found))
