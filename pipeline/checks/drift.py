@@ -92,9 +92,11 @@ class Finding(BaseModel):
         where = f"{self.severity}: {self.kind} of {self.day}" + (
             f", {self.column}" if self.column else ""
         )
-        return f"{where}: {self._text()} (compared with {self.days} good days)"
+        return f"{where}: {self.text} (compared with {self.days} good days)"
 
-    def _text(self) -> str:
+    @property
+    def text(self) -> str:
+        """What was found, without where."""
         if self.measure == "rows":
             return (
                 f"found {self.found:,.0f} rows, usual are {self.usual:,.0f}: {self.value:.2f} times"
