@@ -120,6 +120,15 @@ def test_a_refused_day_is_shown_and_no_day_is_compared_with_it(
     )
 
 
+def test_a_refused_version_is_shown_in_place_of_the_published_one() -> None:
+    old, new = Profile(rows=5), Profile(rows=6)
+    report = SamplesReport(
+        name="both", profiles={"a": {DAYS[0]: old}}, refused={"a": {DAYS[0]: new}}
+    )
+    assert report.shown("a") == {DAYS[0]: new}
+    assert report.good("a", DAYS[1]) == [old]
+
+
 def test_cells_say_what_was_measured(page: str) -> None:
     nulls = _texts(_picture(page, "retrieval: nulls per feature and day"))
     # `age` lacks 1 % of the rows; other features have all, or few empty lists.

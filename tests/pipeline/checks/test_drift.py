@@ -109,11 +109,11 @@ def test_shares_of_rows_without_a_value_by_hand() -> None:
 
 
 def test_new_ids_are_a_rise_over_those_of_the_newest_good_day() -> None:
-    days = [_day(item=pa.array(items)) for items in ([1, 2, 3, 4], [3, 4, 5, 6], [5, 6, 7, 8, 9])]
-    # 3 of 5 are new; of the newest good day, 2 of 4.
+    days = [_day(item=pa.array(items)) for items in ([1, 2, 3, 4], [3, 4, 5], [5, 6, 7, 8, 9])]
+    # 4 of 5 are new; of the newest good day, 1 of 3. (Of the oldest, 2 of 4 are not in the newest.)
     found = _of(days[2], days[:2], "vocabulary", "item")
-    assert (found.found, found.usual) == (0.6, 0.5)
-    assert found.value == pytest.approx(0.1)
+    assert (found.found, found.usual) == (0.8, pytest.approx(1 / 3))
+    assert found.value == pytest.approx(0.8 - 1 / 3)
     assert not [m for m in measures(days[2], days[1:2]) if m.name == "vocabulary"]
 
 
@@ -218,14 +218,14 @@ def test_hours_that_are_missing(good_days: list[Profile], day: pa.Table) -> None
 def test_limits_decide_how_bad_it_is(good_days: list[Profile], day: pa.Table) -> None:
     half = profile_day(day.slice(0, 2500))
     for text, expected in (
-        ({"rows": {"fail": 1.9}}, ["fail"]),
-        ({"rows": {"fail": 2.5}}, ["warn"]),
-        ({"rows": {"warn": None, "fail": 1.9}}, ["fail"]),
+        ({"rows": {"fail": 1.9}}, [("fail", 1.9)]),
+        ({"rows": {"fail": 2.5}}, [("warn", 1.5)]),
+        ({"rows": {"warn": None, "fail": 1.9}}, [("fail", 1.9)]),
         ({"rows": {"warn": 2.0}}, []),
         ({"rows": False}, []),
     ):
         found = _check(half, good_days, Checks.model_validate(text))
-        assert [finding.severity for finding in found] == expected
+        assert [(finding.severity, finding.limit) for finding in found] == expected
 
 
 def test_only_the_last_good_days_count() -> None:

@@ -98,6 +98,13 @@ def test_ids_are_counted_by_hash(kind: pa.DataType, values: list[Any]) -> None:
     assert found.nulls == 1
 
 
+def test_a_bucket_is_the_last_byte_of_a_hash() -> None:
+    # The hash of 1 is 0x910A2DEC89025CC1, SplitMix64's first output for seed 1.
+    found = _column([1, 1], pa.int64()).ids
+    assert found is not None
+    assert [(bucket, n) for bucket, n in enumerate(found.buckets) if n] == [(0xC1, 2)]
+
+
 def test_encodings_of_one_column_have_one_profile() -> None:
     values = ["a", "b", "b", "", "ä"]
     kinds = [pa.string(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())]
