@@ -37,6 +37,7 @@ class Pair:
     """One column of a day, and of the good days before it."""
 
     title: str
+    unit: str
     now: Column
     then: Column
 
@@ -140,7 +141,7 @@ def draw_pairs(pairs: Sequence[Pair]) -> Figure:
     for axes, pair in zip(grid.flat, pairs, strict=False):
         if pair.now.numbers is not None and pair.then.numbers is not None:
             edges, then, now = _histogram(pair.then.numbers, pair.now.numbers)
-            axes.set_xlabel("value")
+            axes.set_xlabel(pair.unit)
         else:
             edges, then, now = _buckets(pair.then, pair.now)
             axes.set_xlabel("groups of ids, by their hash")

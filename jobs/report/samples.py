@@ -18,6 +18,7 @@ from jobs.report.page import page_style, svg, write_page
 from pipeline.checks.drift import Finding, Measure, MeasureName, measures
 from pipeline.checks.limits import Checks, PsiLimit
 from pipeline.checks.profile import Profile, merge_columns
+from pipeline.schema import TIMESTAMP_MS
 
 MAX_DAYS: Final = 90
 MAX_FINDINGS: Final = 100
@@ -221,5 +222,7 @@ def _draw_worst(report: SamplesReport, kind: str, measured: Measured) -> Markup 
         same = [each for each in good if each is not None and each.form == now.form]
         if index > 0:
             title = f"{column}, {day} (PSI {index:.3f})"
-            drawn.append(figures.Pair(title=title, now=now, then=merge_columns(same)))
+            unit = "hour of the day, UTC" if column == TIMESTAMP_MS else "value"
+            then = merge_columns(same)
+            drawn.append(figures.Pair(title=title, unit=unit, now=now, then=then))
     return svg(figures.draw_pairs(drawn), f"{kind}: the largest drifts") if drawn else None

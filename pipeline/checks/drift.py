@@ -92,7 +92,8 @@ class Finding(BaseModel):
         where = f"{self.severity}: {self.kind} of {self.day}" + (
             f", {self.column}" if self.column else ""
         )
-        return f"{where}: {self.text} (compared with {self.days} good days)"
+        days = f"{self.days} good day{'s' if self.days > 1 else ''}"
+        return f"{where}: {self.text} (compared with {days})"
 
     @property
     def text(self) -> str:
@@ -104,7 +105,8 @@ class Finding(BaseModel):
                 f" {self.limit:.2f} times"
             )
         if self.measure in ("psi", "length_psi"):
-            what = "values" if self.measure == "psi" else "list lengths"
+            what = "hours of the day" if self.column == s.TIMESTAMP_MS else "values"
+            what = what if self.measure == "psi" else "list lengths"
             return (
                 f"found a population stability index of {self.value:.3f} of its {what}; expected at"
                 f" most {self.limit:.3f}"

@@ -209,7 +209,10 @@ def test_histories_that_are_empty(good_days: list[Profile], day: pa.Table) -> No
 def test_hours_that_are_missing(good_days: list[Profile], day: pa.Table) -> None:
     hours = pa.array(day[s.TIMESTAMP_MS].to_numpy() % MS_PER_DAY // 3_600_000)
     planted = day.filter(pa.compute.less(hours, 17))
-    assert _found(profile_day(planted), good_days) == {(s.TIMESTAMP_MS, "psi")}
+    (finding,) = _check(profile_day(planted), good_days[:1])
+    assert (finding.column, finding.measure) == (s.TIMESTAMP_MS, "psi")
+    assert "of its hours of the day" in str(finding)
+    assert str(finding).endswith("(compared with 1 good day)")
 
 
 # ---- limits
