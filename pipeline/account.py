@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from pipeline import schema as s
+from pipeline.checks.drift import Finding
 from pipeline.days import MS_PER_DAY, Span, name_of, parse_day
 from pipeline.kinds.registry import wanted
 from pipeline.manifest import FACTS, Build, Day, Manifest, OutputFile, Report
@@ -36,7 +37,7 @@ def account(
     """
     builds = [] if former is None else former.builds
     number = max((build.number for build in builds), default=0) + 1
-    built = _built_days(report, span)
+    built = built_days(report, span)
     days = [
         Day(
             day=day,
@@ -49,7 +50,23 @@ def account(
     stay = [] if former is None else [day for day in former.days if day.day not in built]
     files = [] if former is None else [file for file in former.files if file.day not in built]
     numbers = {day.build for day in stay}
-    build = Build(
+    kinds = wanted(specification).items()
+    return Manifest(
+        kinds={name: s.schema_fingerprint(kind.schema(specification)) for name, kind in kinds},
+        config=config,
+        specification=specification.fingerprint,
+        num_parts=num_parts,
+        days=sorted([*stay, *days], key=lambda day: day.day),
+        builds=[
+            *(build for build in builds if build.number in numbers),
+            _build(report, number, span),
+        ],
+        files=sorted([*files, *report.files], key=lambda file: file.path),
+    )
+
+
+def _build(report: Report, number: int, span: Span) -> Build:
+    return Build(
         number=number,
         days=str(span),
         watermark_ms=report.watermark_ms,
@@ -59,19 +76,19 @@ def account(
         inputs=list(report.inputs),
         versions={name: _version(name) for name in _PACKAGES},
     )
-    kinds = wanted(specification).items()
-    return Manifest(
-        kinds={name: s.schema_fingerprint(kind.schema(specification)) for name, kind in kinds},
-        config=config,
-        specification=specification.fingerprint,
-        num_parts=num_parts,
-        days=sorted([*stay, *days], key=lambda day: day.day),
-        builds=[*(build for build in builds if build.number in numbers), build],
-        files=sorted([*files, *report.files], key=lambda file: file.path),
-    )
 
 
-def _built_days(report: Report, span: Span) -> set[str]:
+def with_findings(manifest: Manifest, findings: Mapping[str, list[Finding]]) -> Manifest:
+    """Returns the manifest with what was found of the days that are built."""
+    days = [
+        day.model_copy(update={"findings": findings.get(day.day, day.findings)})
+        for day in manifest.days
+    ]
+    return manifest.model_copy(update={"days": days})
+
+
+def built_days(report: Report, span: Span) -> set[str]:
+    """Returns the days of a build; those without any event too, if they were asked for."""
     if span.first is None or span.last is None:
         return {*report.days, *(file.day for file in report.files)}
     return {name_of(day) for day in range(span.first, span.last + 1)}

@@ -20,8 +20,10 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline import schema as s
-from pipeline.account import account
+from pipeline.account import account, built_days, with_findings
 from pipeline.build import BuildDays, Plan
+from pipeline.checks.days import PROFILES, check_days
+from pipeline.checks.drift import Finding
 from pipeline.days import (
     Span,
     files_for,
@@ -35,7 +37,8 @@ from pipeline.events.read import find_files, plan_splits
 from pipeline.events.rejects import SUFFIX, name_of_rejects
 from pipeline.events.repair import Repair, count_repaired, repair, repaired_files
 from pipeline.events.validate import needed_types, required_columns
-from pipeline.known.tables import check_tables
+from pipeline.kinds.registry import wanted
+from pipeline.known.tables import find_tables
 from pipeline.manifest import (
     FACTS,
     REJECTED_NAME,
@@ -129,7 +132,7 @@ def make_samples(
             cannot be written. A former output is unchanged then.
     """
     files = [*find_files(config.inputs), *map(str, repaired_files(config.output))]
-    tables = _find_tables(config, specification)
+    tables = find_tables(specification, users=config.users, items=config.items)
     if days is None:
         on_build("all days")
         span = Span(None, None, config.window_ms)
@@ -206,30 +209,6 @@ def _knows_repairs(config: SamplesConfig, manifest: Manifest, day: str) -> bool:
         for file in build.inputs
     }
     return inputs.issuperset(wanted_files)
-
-
-def _find_tables(
-    config: SamplesConfig, specification: Specification
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    found: list[tuple[str, ...]] = []
-    for name, declared, key in (
-        ("users", specification.users, s.USER_ID),
-        ("items", specification.items, s.ITEM_ID),
-    ):
-        paths: list[str] = getattr(config, name)
-        if declared is None:
-            if paths:
-                raise s.InputError(
-                    f"samples.{name}: found files, but no specification.{name}; expected both, or"
-                    " neither"
-                )
-            found.append(())
-            continue
-        files = tuple(find_files(paths)) if paths else ()
-        types = specification.column_types
-        check_tables(files, declared, (key, types[key]), where=f"samples.{name}")
-        found.append(files)
-    return found[0], found[1]
 
 
 def _former(config: SamplesConfig, specification: Specification) -> Manifest | None:
@@ -314,6 +293,7 @@ def _build(
             rejected=run.folder / REJECTED_NAME,
             num_repaired=count_repaired(repaired_files(config.output), chosen),
         )
+        findings = _check(run, former, report, specification, span)
         manifest = account(
             report,
             specification,
@@ -322,10 +302,12 @@ def _build(
             config=config.fingerprint(specification),
             num_parts=config.num_parts,
         )
+        manifest = with_findings(manifest, findings)
         _require_samples(manifest, report)
         if former is not None:
             run.share(file.path for file in former.files if file in manifest.files)
             run.share(_other_rejects(run, chosen))
+            run.share(_other_profiles(run, set(findings)))
         run.commit(manifest)
     return manifest
 
@@ -337,6 +319,49 @@ def _other_rejects(run: Run, logs: Sequence[str]) -> list[str]:
     read = {name_of_rejects(path) for path in logs}
     files = sorted((run.former / REJECTED_NAME).glob(f"*{SUFFIX}"))
     return [f"{REJECTED_NAME}/{file.name}" for file in files if file.name not in read]
+
+
+def _other_profiles(run: Run, built: set[str]) -> list[str]:
+    if run.former is None:
+        return []
+    files = sorted((run.former / PROFILES).glob("*/dt=*.json"))
+    return [
+        str(file.relative_to(run.former))
+        for file in files
+        if file.stem.removeprefix("dt=") not in built
+    ]
+
+
+def _check(
+    run: Run, former: Manifest | None, report: Report, specification: Specification, span: Span
+) -> dict[str, list[Finding]]:
+    """Compares the days that are built with those before them.
+
+    Raises:
+        InputError: If one differs by more than `specification.checks` lets pass.
+    """
+    built = sorted(built_days(report, span))
+    findings = check_days(
+        run.folder,
+        None if former is None else run.former,
+        specification,
+        kinds=list(wanted(specification)),
+        built=built,
+        stay=[] if former is None else [day.day for day in former.days if day.day not in built],
+    )
+    every = [finding for day in built for finding in findings[day]]
+    for finding in every:
+        if finding.severity == "warn":
+            logger.warning("%s", finding)
+    failed = [str(finding) for finding in every if finding.severity == "fail"]
+    if failed:
+        lines = "\n".join(f"  {line}" for line in failed)
+        raise s.InputError(
+            f"specification.checks: found {len(failed)} differences from the days before that are"
+            f" past their limit:\n{lines}\nexpected none: the former output is unchanged; what was"
+            f" built is in {run.folder} until the next run"
+        )
+    return findings
 
 
 def _facts(

@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import schema as s
-from pipeline.days import MS_PER_DAY, parse_day
+from pipeline.checks.days import profile_path, write_profile
+from pipeline.days import MS_PER_DAY, name_of, parse_day
 from pipeline.join import OUTCOME_TIME_MS
 from pipeline.kinds.part import DAY, JoinRules, Tables, UserPart, days_of, make_part
 from pipeline.kinds.registry import KINDS, counts_items, looks_up_items, wanted
@@ -33,7 +34,7 @@ from pipeline.known.items import (
 from pipeline.known.tables import as_of, read_table
 from pipeline.manifest import OutputFile, Report
 from pipeline.shuffle import Piece, read_pieces, write_pieces
-from pipeline.write import write_day, write_part
+from pipeline.write import by_day, write_day
 
 if TYPE_CHECKING:
     from pipeline.build import Plan
@@ -129,7 +130,7 @@ class UserWork:
                 pq.write_table(samples, path, compression="lz4")
                 waiting.append((name, str(path)))
             else:
-                files += write_part(plan.folder, number, samples, kind=name)
+                files += _write(plan, name, number, samples)
         return files, waiting
 
     def _facts(self, number: int, part: UserPart) -> list[OutputFile]:
@@ -170,7 +171,7 @@ class UserWork:
             if with_items is None:
                 raise ValueError(f"{name} does not wait for items")
             samples = with_items(f.read_parquet(Path(path)), plan.specification, items)
-            files += write_part(plan.folder, number, samples, kind=name)
+            files += _write(plan, name, number, samples)
         return Report(files=tuple(files))
 
 
@@ -250,8 +251,23 @@ class ItemWork:
             if kind.of_items is not None:
                 samples = kind.of_items(items, plan.specification, day)
                 if samples.num_rows:
-                    files.append(write_day(plan.folder, name, day, number, samples))
+                    files += _write(plan, name, number, samples)
         return files
+
+
+def _write(plan: Plan, kind: str, number: int, samples: pa.Table) -> list[OutputFile]:
+    """Writes samples, and profiles of them, a file for each day."""
+    files = []
+    for day, rows in by_day(samples):
+        files.append(write_day(plan.folder, kind, day, number, rows))
+        path = part_profile(plan.scratch, kind, name_of(day), number)
+        write_profile(path, rows, plan.specification)
+    return files
+
+
+def part_profile(scratch: Path, kind: str, day: str, number: int) -> Path:
+    """Returns where the profile of one part of a day's samples waits for those of the others."""
+    return profile_path(scratch, kind, day).with_suffix("") / f"{number:05d}.json"
 
 
 def _total(part: UserPart, name: str) -> int:
