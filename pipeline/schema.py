@@ -40,6 +40,7 @@ REWARD: Final = "reward"
 HISTORY_ITEM_ID: Final = "history_item_id"
 ITEM_IMPRESSIONS: Final = "item_impressions"
 ITEM_POSITIVES: Final = "item_positives"
+EXPOSED_ITEM_ID: Final = "exposed_item_id"
 
 IMPRESSION: Final = "impression"
 ACTIONS: Final = (IMPRESSION, "click", "favourite", "cart", "purchase", "follow", "play")
