@@ -17,6 +17,7 @@ from pipeline.specification import Specification
 _COLUMNS: Final = (s.USER_ID, s.ITEM_ID, OUTCOME_TIME_MS, s.TIMESTAMP_MS, s.EVENT_ID)
 _ORDER: Final = (OUTCOME_TIME_MS, s.TIMESTAMP_MS, s.EVENT_ID)
 _SLICE_ROWS: Final = 1 << 16
+CLEAN_ABOVE_ROWS: Final = 1 << 16
 
 
 class Histories:
@@ -27,12 +28,11 @@ class Histories:
     at most about half of the rows are waste, and no call is long.
     """
 
-    def __init__(self, specification: Specification, *, clean_above: int = _SLICE_ROWS) -> None:
+    def __init__(self, specification: Specification) -> None:
         """Starts without a positive.
 
         Args:
             specification: Says the ids' types, and how many positives a history has.
-            clean_above: Fewer rows than this are not cleaned.
         """
         types = specification.event_schema
         times = {name: pa.int64() for name in (OUTCOME_TIME_MS, s.TIMESTAMP_MS)}
@@ -40,7 +40,6 @@ class Histories:
             [pa.field(name, times.get(name) or types.field(name).type) for name in _COLUMNS]
         )
         self._length = specification.history.length
-        self._clean_above = clean_above
         self._log = EMPTY
         self._like = pl.DataFrame(pl.from_arrow(self._schema.empty_table()))
 
@@ -68,7 +67,7 @@ class Histories:
             bound_ms: No time that is asked about is earlier.
             num_added: How many positives were added since the last call.
         """
-        if self.num_rows < self._clean_above:
+        if self.num_rows < CLEAN_ABOVE_ROWS:
             return
         oldest, rest = self._log.oldest(2 * num_added, self._like)
         if not len(oldest):

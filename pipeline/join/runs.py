@@ -137,7 +137,7 @@ class Store:
         Returns:
             [num_found] row numbers, and their rows.
         """
-        wanted = np.unique(hashes)
+        wanted = _distinct(hashes) if self.runs else hashes
         parts = [_search(run, wanted) for run in self.runs]
         ids = np.sort(np.concatenate([np.zeros(0, np.int64), *parts]))
         return self._gather(ids[ids >= self.first], like)
@@ -223,6 +223,12 @@ class Store:
 
 
 EMPTY: Final = Store()
+
+
+def _distinct(hashes: UInt64Array) -> UInt64Array:
+    """As `np.unique`, which takes ten times as long where nearly all are distinct."""
+    ordered = np.sort(hashes)
+    return ordered[np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)]]
 
 
 def _search(run: Run, wanted: UInt64Array) -> IntArray:
