@@ -150,7 +150,7 @@ class Store:
             chunk = self.chunks[position]
             part = ids[bounds[position] : bounds[position + 1]]
             part = part[part < chunk.end]  # rows of a forgotten chunk are in the index for a while
-            frames.append(chunk.rows.select(like.columns)[part - chunk.first])
+            frames.append(_columns(chunk.rows, like)[part - chunk.first])
             found.append(part)
         return np.concatenate(found), pl.concat(frames)
 
@@ -212,8 +212,7 @@ class Store:
     def everything(self, like: pl.DataFrame) -> pl.DataFrame:
         """Returns the wanted columns of all rows, taken or not."""
         frames = [
-            chunk.rows.select(like.columns)[max(self.first - chunk.first, 0) :]
-            for chunk in self.chunks
+            _columns(chunk.rows, like)[max(self.first - chunk.first, 0) :] for chunk in self.chunks
         ]
         return pl.concat([like.clear(), *frames])
 
@@ -223,6 +222,11 @@ class Store:
 
 
 EMPTY: Final = Store()
+
+
+def _columns(rows: pl.DataFrame, like: pl.DataFrame) -> pl.DataFrame:
+    # To select is a query with its own cost, for each of hundreds of chunks.
+    return rows if rows.columns == like.columns else rows.select(like.columns)
 
 
 def _distinct(hashes: UInt64Array) -> UInt64Array:
