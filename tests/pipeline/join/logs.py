@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -20,56 +21,64 @@ WINDOW_MS = 10
 Row = dict[str, Any]
 
 
+def randoms() -> st.SearchStrategy[random.Random]:
+    """What random logs are made with: drawn piece by piece they would be small and alike."""
+    return st.integers(0, 2**32).map(random.Random)
+
+
 @st.composite
-def logs(draw: st.DrawFn, *, max_size: int = 40) -> list[Row]:
-    """Events in the order they arrive, some twice: ties, several impressions per key, orphans."""
-    rows = draw(
-        st.lists(
-            st.tuples(
-                st.integers(0, 70),
-                st.integers(1, 2),
-                st.integers(1, 3),
-                st.sampled_from(["impression"] * 4 + ["click", "click", "play", "cart"]),
-                st.sampled_from(["feed", "video"]),
-                st.sampled_from(["r", "s"]),
-                st.sampled_from([None, 2.0, 6.0, 20.0]),
-                st.sampled_from([None, 0.0, 8.0, 10.0]),
-            ),
-            min_size=1,
-            max_size=max_size,
-        )
-    )
+def logs(draw: st.DrawFn) -> list[Row]:
+    """Events in the order they arrive, some twice: ties, several impressions per key, orphans.
+
+    Most arrive in about the order of their times, so that watermarks get on.
+    """
+    rng, size = draw(randoms()), draw(st.integers(1, 40))
+    shown = [_place(rng) for _ in range(size)]
+    rows = []
+    for place in shown:
+        rows.append((rng.randint(0, 70), "impression", place))
+        if rng.random() < 0.7:
+            delay = rng.choice([-11, -10, -1, 0, 1, 3, 5, 9, 10, 11, 19, 20, 21])
+            action = rng.choice(["click", "click", "play", "cart"])
+            other = place if rng.random() < 0.9 else _place(rng)
+            rows.append((rows[-1][0] + delay, action, other))
+    rows.sort(key=lambda row: row[0] + rng.choice([0, 0, 0, 3, 12]))
     # Ids say nothing of the order, and some name events of two users.
-    names = draw(st.permutations([f"e{i // 2 if i % 3 else i}" for i in range(len(rows))]))
-    log, seen = [], set()
-    for name, (time, user, item, action, scenario, request, seconds, duration) in zip(
-        names, rows, strict=True
-    ):
-        if (name, user) in seen:
-            continue
-        seen.add((name, user))
-        log.append(
-            event(
-                name, time, user, item, action, scenario=scenario, request_id=request,
-                play_seconds=seconds, duration_seconds=duration,
-            )
+    names = [f"e{i // 2 if i % 3 else i}" for i in range(len(rows))]
+    rng.shuffle(names)
+    log: dict[tuple, Row] = {}
+    for name, (time, action, (user, item, request, scenario)) in zip(names, rows, strict=True):
+        row = event(
+            name, time, user, item, action, scenario=scenario, request_id=request,
+            play_seconds=rng.choice([None, 2.0, 6.0, 20.0]),
+            duration_seconds=rng.choice([None, 0.0, 8.0, 10.0]),
         )  # fmt: skip
-    for source in draw(st.lists(st.integers(0, len(log) - 1), max_size=6)):
-        log.insert(draw(st.integers(0, len(log))), log[source])
-    return log
+        log.setdefault(identity(row), row)
+    arrived = list(log.values())
+    for _ in range(rng.randint(0, 5)):
+        position = rng.randrange(len(arrived))
+        arrived.insert(position + rng.randint(1, 9), arrived[position])
+    return arrived
+
+
+def _place(rng: random.Random) -> tuple[int, int, str, str]:
+    """User, item, request, scenario."""
+    scenario = rng.choice(["feed", "feed", "video"])
+    return rng.randint(1, 2), rng.randint(1, 4), rng.choice(["r", "r", "s"]), scenario
 
 
 @st.composite
 def cut(draw: st.DrawFn, log: list[Row]) -> list[tuple[list[Row], int]]:
     """(events, watermark) of each call: no later event is older than a watermark; all closes."""
-    places = sorted(draw(st.lists(st.integers(0, len(log)), max_size=8)))
+    rng = draw(randoms())
+    places = sorted(rng.randint(0, len(log)) for _ in range(rng.randint(0, 12)))
     calls, watermark = [], START - 100
     for start, end in zip([0, *places], [*places, len(log)], strict=True):
         left = [row["timestamp_ms"] for row in log[end:]]
         highest = min(left, default=START + 200)
-        watermark = max(watermark, highest - draw(st.sampled_from([0, 0, 1, 5, 30])))
+        watermark = max(watermark, highest - rng.choice([0, 0, 0, 1, 5, 30]))
         calls.append((log[start:end], watermark))
-    return [*calls, ([], draw(st.sampled_from([FOREVER_MS, START + 300])))]
+    return [*calls, ([], rng.choice([FOREVER_MS, START + 300]))]
 
 
 def event_table(rows: list[Row], spec: Specification) -> pa.Table:

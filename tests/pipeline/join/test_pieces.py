@@ -66,7 +66,7 @@ def check(run: Run, log: list, orphans: str) -> None:
 
 @pytest.mark.parametrize("hasher", [hash_rows, two_hashes, one_hash])
 @pytest.mark.parametrize("orphans", ["drop", "keep"])
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_a_log_in_pieces_and_as_a_whole_gives_what_loops_over_its_rows_give(
     data, orphans, hasher
