@@ -24,6 +24,7 @@ from pipeline.positions import IntArray, UInt64Array
 MAX_CHUNK_ROWS: Final = 1 << 16
 MAX_RUN_ROWS: Final = 1 << 20
 
+_VIEW_BYTES: Final = 16
 _NO_TIMES: Final[IntArray] = np.zeros(0, np.int64)
 _NO_ROWS: Final[npt.NDArray[np.uint32]] = np.zeros(0, np.uint32)
 
@@ -100,8 +101,8 @@ class Store:
     @property
     def nbytes(self) -> int:
         """Bytes of memory, rows, times and index together."""
-        rows = sum(c.rows.estimated_size() + c.times.nbytes + c.order.nbytes for c in self.chunks)
-        return int(rows) + sum(run.hashes.nbytes + run.ids.nbytes for run in self.runs)
+        rows = sum(_num_bytes(c.rows) + c.times.nbytes + c.order.nbytes for c in self.chunks)
+        return rows + sum(run.hashes.nbytes + run.ids.nbytes for run in self.runs)
 
     def add(
         self, rows: pl.DataFrame, times: IntArray, *, hashes: UInt64Array | None = None
@@ -222,6 +223,12 @@ class Store:
 
 
 EMPTY: Final = Store()
+
+
+def _num_bytes(rows: pl.DataFrame) -> int:
+    # Polars counts a string's own bytes, not the view of 16 bytes that points at them.
+    num_strings = sum(kind == pl.String for kind in rows.dtypes)
+    return int(rows.estimated_size()) + _VIEW_BYTES * num_strings * len(rows)
 
 
 def _columns(rows: pl.DataFrame, like: pl.DataFrame) -> pl.DataFrame:

@@ -65,7 +65,11 @@ class JoinRule:
 class JoinState:
     """What a join knows between two calls: nothing that events from `watermark - 3w` on do not say.
 
-    Memory, measured with the ten columns of `jobs.bench.synthetic`: see `nbytes`.
+    Memory, measured with the ten columns of `jobs.bench.synthetic` and 2 and 10 million open
+    impressions: a process grows by 310 to 320 bytes for each open impression, all else included
+    (`nbytes` finds 270 to 295 of them). The key, time and id of a closed one, which stay as long
+    again, are in that. So 20,000 events a second, 15,400 of them impressions, take 4.9 MB for each
+    second of the window: 49 MB for 10 s, 8.8 GB for 30 minutes.
 
     Attributes:
         rule: See `JoinRule`.

@@ -227,3 +227,17 @@ def test_a_user_s_old_positives_are_dropped_but_the_last_ones() -> None:
     rows = [event("back", 1500, 2, 1), event("back!", 1500, 2, 1, "click")]
     last = joiner.process(event_table(rows, spec), FOREVER_MS).samples
     assert last["history_item_id"].to_pylist()[-1] == [0]
+
+
+def test_what_an_open_impression_can_still_ask_for_is_not_dropped() -> None:
+    spec = spec_with(history=2)
+    joiner = start(spec, "drop")
+    rows = [event("asks", 5, 1, 50), event("asks!", 6, 1, 50, "click")]
+    for item, (shown, clicked) in enumerate([(0, 1), (0, 2), (0, 8), (1, 9)]):
+        rows.append(event(f"e{item}", shown, 1, item))
+        rows.append(event(f"c{item}", clicked, 1, item, "click"))
+    with small_pieces():
+        closed = joiner.process(event_table(rows, spec), START + 12).samples
+        last = joiner.process(event_table([], spec), FOREVER_MS).samples
+    assert closed.num_rows == 4
+    assert last["history_item_id"].to_pylist() == [[0, 1]]
