@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 from pipeline import schema as s
 from pipeline.checks.days import profile_path, write_profile
 from pipeline.days import MS_PER_DAY, name_of, parse_day
-from pipeline.join import OUTCOME_TIME_MS
-from pipeline.kinds.part import DAY, JoinRules, Tables, UserPart, days_of, make_part
+from pipeline.join.labels import OUTCOME_TIME_MS
+from pipeline.join.step import JoinRule
+from pipeline.kinds.part import DAY, Tables, UserPart, days_of, make_part
 from pipeline.kinds.registry import KINDS, counts_items, looks_up_items, wanted
 from pipeline.known import facts as f
 from pipeline.known.items import (
@@ -76,7 +77,7 @@ class UserWork:
             events,
             plan.specification,
             span=plan.span,
-            rules=JoinRules(plan.window_ms, plan.orphans),
+            rule=JoinRule(window_ms=plan.window_ms, orphans=plan.orphans),
             facts=f.read_facts(plan.facts.get(number, ()), plan.specification),
             tables=self._tables(events),
         )

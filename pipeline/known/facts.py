@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import schema as s
-from pipeline.join import OUTCOME_TIME_MS
+from pipeline.join.labels import OUTCOME_TIME_MS
 from pipeline.specification import Specification
 
 POSITIVES: Final = "facts/positives"
