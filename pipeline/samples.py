@@ -186,9 +186,9 @@ def repair_samples(
     manifest = read_manifest(config.output) if config.output.is_symlink() else None
     if manifest is None or manifest.config != config.fingerprint(specification):
         return repaired, make_samples(config, specification, options, on_build=on_build)
-    first = min(day.day for day in manifest.days)
+    there = {day.day for day in manifest.days}  # others have them when they are built
     for day in map(name_of, repaired.days):
-        if day >= first and not _knows_repairs(config, manifest, day):
+        if day in there and not _knows_repairs(config, manifest, day):
             days = DayRange(day, day, rebuild=True)
             manifest = make_samples(config, specification, options, days=days, on_build=on_build)
     return repaired, manifest
