@@ -60,7 +60,7 @@ def published(kafka: str, topic: str) -> dict[int, list[tuple[int, int]]]:
 def test_every_sample_arrives_once_in_the_order_of_its_users_days(
     folder: Path, kafka: str, topic: str, compression: str
 ) -> None:
-    counts = publish(settings(folder, kafka, topic, compression=compression), SCHEMA)
+    counts = publish(settings(folder, kafka, topic, compression=compression), SCHEMA).counts
 
     # Parts 0 and 2 share partition 0; of a day, part 0 comes first.
     zeros = [(0, item) for item in (1, 2, 3, 4, 5, 6)]
@@ -83,7 +83,7 @@ def test_samples_that_the_topics_retention_would_delete_are_warned_of(
     folder: Path, kafka: str, topic: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     def warnings() -> list[str]:  # ours, and not what the client logs meanwhile
-        return [r.getMessage() for r in caplog.records if r.name == "pipeline.publish"]
+        return [r.getMessage() for r in caplog.records if r.name == "pipeline.publish.topic"]
 
     admin = KafkaAdminClient(bootstrap_servers=kafka)
     create(admin, topic, 2, retention_ms="86400000")
