@@ -31,8 +31,8 @@ class Cut:
         partition: Where it goes.
         rows: At least one.
         first_ms: Event time of the first row; None if the input is in no order of time.
-        due_ms: Event time at which it goes out: when a row came that is too many, or when the first
-            is as old as a record's may be. None if the input is in no order of time.
+        due_ms: Event time at which it goes out: when a row came that is too many, when the first is
+            as old as a record's may be, or at the end of the input. None as for `first_ms`.
     """
 
     partition: int
@@ -64,7 +64,6 @@ class Cutter:
         self._waiting = [schema.empty_table() for _ in sent]
         self._limit = rows
         self._span_ms = span_ms
-        self._timed = False
         self._together = [name for name in _TOGETHER if name in schema.names]
 
     def cuts(self, steps: Iterable[Pieces]) -> Iterator[Cut]:
@@ -73,17 +72,19 @@ class Cutter:
         Args:
             steps: All rows of the input, those that were sent before included.
         """
+        until_ms = None
         for step in steps:
-            self._timed = step.until_ms is not None
+            until_ms = step.until_ms
             for piece in step.pieces:
                 self._add(piece)
             # Without a span, time alone makes no record whole.
             touched = [piece.partition for piece in step.pieces]
             numbers = touched if self._span_ms is None else range(len(self._waiting))
-            found = (cut for number in numbers for cut in self._whole_ones(number, step.until_ms))
-            yield from found if step.until_ms is None else sorted(found, key=_due)
-        rest = [self._rest(number) for number, rows in enumerate(self._waiting) if rows.num_rows]
-        yield from sorted(rest, key=_due)
+            found = (cut for number in numbers for cut in self._whole_ones(number, until_ms))
+            yield from found if until_ms is None else sorted(found, key=_due)
+        for number, rows in enumerate(self._waiting):
+            if rows.num_rows:
+                yield self._rest(number, until_ms)
 
     @property
     def missing(self) -> int:
@@ -140,12 +141,11 @@ class Cutter:
             return back if back < count else 0
         return 0
 
-    def _rest(self, number: int) -> Cut:
+    def _rest(self, number: int, until_ms: int | None) -> Cut:
+        """Takes what is left of a partition at the end of the input, where time ends, too."""
         waiting, self._waiting[number] = self._waiting[number], self._waiting[number].slice(0, 0)
-        if not self._timed:
-            return Cut(number, waiting)
-        times = waiting[TIMESTAMP_MS]
-        return Cut(number, waiting, times[0].as_py(), times[-1].as_py())
+        first_ms = None if until_ms is None else waiting[TIMESTAMP_MS][0].as_py()
+        return Cut(number, waiting, first_ms, until_ms)
 
 
 def _due(cut: Cut) -> tuple[int, int]:

@@ -32,7 +32,7 @@ from pipeline.publish.transactions import TransactionalWriter
 from pipeline.schema import TIMESTAMP_MS, InputError
 
 _COMMIT_SECONDS: Final = 1.0
-_COMMIT_BYTES: Final = 32 << 20
+_COMMIT_BYTES: Final = 64 << 20
 # Who waits for time to pass commits before: what is sent should be seen soon.
 _PACED_COMMIT_SECONDS: Final = 0.25
 _ARROW_SECONDS: Final = 1.0
@@ -185,7 +185,8 @@ class _Job:
         """Finds out where the job is, or begins it."""
         plan = Plan.of(self._config, self._source, topic.partitions)
         keys = self._key, f"{self._key}/plan"
-        state, former = (self._writer.take_over(keys).get(key) for key in keys)
+        found = self._writer.take_over(keys)
+        state, former = (found.get(key) for key in keys)
         if state is not None and former is not None:
             self._state = State.parsed(state, self._key)
             if self._state.topic_id == topic.id:

@@ -37,7 +37,8 @@ TRANSACTION_SECONDS: Final = 60.0
 _MAX_RECORD_BYTES: Final = 64 << 20  # the broker has the last word, and looks after compression
 _BATCH_BYTES: Final = 256 << 10
 _LINGER_MS: Final = 20
-_MAX_UNACKNOWLEDGED: Final = 1024
+_MAX_UNACKNOWLEDGED_BYTES: Final = 4 << 20  # a commit waits for what is under way
+_RETRY_MS: Final = 20  # also how long the client rests between the steps of a transaction's start
 _NO_ERROR: Final = 0
 _POLL_MS: Final = 100
 # Small segments: what is not the newest of its key is removed only from those that are full.
@@ -89,13 +90,15 @@ class TransactionalWriter:
         self._connection = connection
         self._identity = identity
         self._topic = topic
-        self._unacknowledged: deque[Any] = deque()
+        self._unacknowledged: deque[tuple[Any, int]] = deque()
+        self._unacknowledged_bytes = 0
         self._open = False
         self._ensure_topic()
         self._producer = KafkaProducer(
             **producer_options(connection, compression),
             transactional_id=identity,
             transaction_timeout_ms=round(TRANSACTION_SECONDS * 1000),
+            retry_backoff_ms=_RETRY_MS,
         )
 
     def take_over(self, keys: Collection[str]) -> dict[str, bytes]:
@@ -113,8 +116,7 @@ class TransactionalWriter:
         """Adds a record to the present transaction."""
         with self._fenced():
             self._send(topic, partition, value, headers=list(headers), timestamp_ms=time_ms)
-            while len(self._unacknowledged) > _MAX_UNACKNOWLEDGED:
-                self._unacknowledged.popleft().get()
+            self._await(_MAX_UNACKNOWLEDGED_BYTES)
 
     def commit(self, progress: Mapping[str, bytes]) -> None:
         """Ends the transaction: all that was sent since the last one, and how far the work is."""
@@ -124,8 +126,7 @@ class TransactionalWriter:
             self._producer.flush()
             # A commit while a record is under way may seem to succeed though the record is lost:
             # the client begins its transactions anew behind the back of who waits for it.
-            while self._unacknowledged:
-                self._unacknowledged.popleft().get()
+            self._await(-1)
             _within(TRANSACTION_SECONDS, self._producer.commit_transaction)
             self._open = False
 
@@ -141,7 +142,15 @@ class TransactionalWriter:
             self._producer.begin_transaction()
             self._open = True
         sent = self._producer.send(topic, value, partition=partition, **options)
-        self._unacknowledged.append(sent)
+        self._unacknowledged.append((sent, len(value)))
+        self._unacknowledged_bytes += len(value)
+
+    def _await(self, most: int) -> None:
+        """Waits until so few bytes are under way, -1 for no record; raises what went wrong."""
+        while self._unacknowledged and self._unacknowledged_bytes > most:
+            sent, size = self._unacknowledged.popleft()
+            sent.get()
+            self._unacknowledged_bytes -= size
 
     @contextlib.contextmanager
     def _fenced(self) -> Iterator[None]:
