@@ -20,6 +20,7 @@ from pipeline.publish.transactions import ShutOutError, TransactionalWriter
 from pipeline.schema import InputError
 from pipeline.topics.connection import BrokerConnection
 from tests.kafka.broker import Broker
+from tests.pipeline.event_log import START
 from tests.pipeline.publish.jobs import (
     PARTITIONS,
     ROWS,
@@ -129,6 +130,31 @@ def test_killed_in_its_first_transaction_a_job_knows_its_topic_again(
     # The topic is not empty: it has what was aborted.
     assert run(settings).before == 0
     assert flat(found(kafka, topic)) == wanted()
+
+
+def test_times_that_are_shifted_stay_shifted_as_far_when_a_run_goes_on(
+    logs: Path, kafka: str, topic: str
+) -> None:
+    settings = options(logs, kafka, topic, events=True, speed=1, shift="now")
+
+    class Late(EveryRecord):
+        """A clock that begins later than the log, and does not make anybody wait."""
+
+        def __init__(self, start: int) -> None:
+            self.time = START / 1000 + start
+
+        def sleep(self, seconds: float) -> None:
+            self.time += seconds
+
+    with pytest.raises(StopError):
+        run(settings, stop_at=20, clock=Late(100_000))
+    wait_until(lambda: sum(map(len, found(kafka, topic).values())) > 10, seconds=20)
+    # An hour later what is overdue goes out at once, with the times it should have had.
+    clock = Late(103_600)
+    run(settings, clock=clock)
+    moved = {number: [row + 100_001 for row in rows] for number, rows in wanted().items()}
+    assert flat(found(kafka, topic)) == moved
+    assert clock.time >= START / 1000 + 100_000 + ROWS
 
 
 def test_a_run_that_is_finished_but_for_the_last_word_sends_nothing_more(
