@@ -22,7 +22,7 @@ Main = Callable[[Sequence[str] | None], int]
 COMMANDS: Final[dict[str, dict[str, str]]] = {
     "Samples": {
         "samples": "event logs to training samples, dt=YYYY-MM-DD/*.parquet with a manifest (Beam)",
-        "publish": "sample files to a Kafka topic",
+        "publish": "sample files, or event logs, to a Kafka topic: at once, or by event time",
     },
     "Training": {
         "train": "a stream of samples to parameters: coordinator, parameter servers, workers",

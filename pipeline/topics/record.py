@@ -21,6 +21,8 @@ FORMAT_HEADER: Final = "headrace-format"
 SCHEMA_HEADER: Final = "headrace-schema"
 ARROW_FORMAT: Final = b"arrow-ipc/1"
 EXAMPLE_FORMAT: Final = b"tf-example/1"
+JSON_FORMAT: Final = b"json/1"
+"""A single JSON object, an event: what trainers read is one of `FORMATS`."""
 FORMATS: Final = {"arrow": ARROW_FORMAT, "example": EXAMPLE_FORMAT}
 """By the names that a configuration has for them."""
 
