@@ -19,7 +19,9 @@ from rich.table import Table
 
 from jobs.main import run_job
 from jobs.settings import EXIT_DONE, add_config_arguments, load_settings
+from pipeline.kinds.registry import wanted
 from pipeline.publish import PartitionCount, Progress, PublishConfig, Published, publish
+from pipeline.schema import InputError
 from pipeline.specification import Specification
 from pipeline.topics.connection import BrokerUnavailableError
 from streaming.source import SourceUnavailableError
@@ -71,8 +73,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = load_settings(args.config, overrides, _SECTIONS)
     config: PublishConfig = settings["publish"]
     specification: Specification = settings["specification"]
-    events = config.events is not None
-    schema = specification.event_schema if events else specification.sample_schema
+    if config.events is not None:
+        schema = specification.event_schema
+    else:
+        kinds = wanted(specification)
+        if config.kind not in kinds:
+            raise InputError(
+                f"publish.kind: found {config.kind!r}; expected one of {', '.join(kinds)}, as"
+                " specification.kinds declares"
+            )
+        schema = kinds[config.kind].schema(specification)
     console = Console()
     start = time.monotonic()
     try:

@@ -7,11 +7,12 @@ from typing import Annotated, ClassVar, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
+from pipeline.manifest import RETRIEVAL
 from pipeline.topics.connection import BrokerConnection
 
 Action = Literal["impression", "click", "favourite", "cart", "purchase", "follow", "play"]
 
-_OF_EVENTS: Final = ("actions", "malformed", "shift")
+_OF: Final = {"directory": ("kind",), "events": ("actions", "malformed", "shift")}
 _FORMS: Final = {"directory": ("arrow", "example"), "events": ("arrow", "json")}
 
 
@@ -39,6 +40,8 @@ class PublishConfig(TargetConfig):
 
     directory: Path | None = None
     """Send samples: the output of `headrace samples`. Either this or `events`."""
+    kind: str = RETRIEVAL
+    """Of samples: which kind."""
     events: Annotated[list[str], Field(min_length=1)] | None = None
     """Send events, for rehearsals: files, folders or globs of .parquet, .jsonl and .jsonl.gz logs.
     They go out in the order of event time over all files; the sort needs their size, uncompressed,
@@ -64,10 +67,10 @@ class PublishConfig(TargetConfig):
         if (self.directory is None) == (self.events is None):
             raise ValueError("expected exactly one of 'directory' and 'events'")
         source = "directory" if self.events is None else "events"
-        if self.events is None:
-            for name in _OF_EVENTS:
-                if name in self.model_fields_set and getattr(self, name) is not None:
-                    raise ValueError(f"{name}: found with 'directory'; expected with 'events' only")
+        other = "events" if source == "directory" else "directory"
+        for name in _OF[other]:
+            if name in self.model_fields_set and getattr(self, name) is not None:
+                raise ValueError(f"{name}: found with {source!r}; expected with {other!r} only")
         if self.value_format not in (forms := _FORMS[source]):
             raise ValueError(
                 f"value_format: found {self.value_format!r} with {source!r};"

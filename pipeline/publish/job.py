@@ -18,6 +18,7 @@ from pipeline.publish.config import PublishConfig
 from pipeline.publish.cut import Cut, Cutter
 from pipeline.publish.form import encoded
 from pipeline.publish.pacing import Clock, Pacer, SystemClock
+from pipeline.publish.sources.events import EventLogs
 from pipeline.publish.sources.rows import Prepared, Source
 from pipeline.publish.sources.samples import SampleFiles
 from pipeline.publish.state import PartitionCount, Plan, State
@@ -141,10 +142,8 @@ def _source(config: PublishConfig, schema: pa.Schema, partitions: int) -> Source
             partitions,
             rows=config.samples_per_record,
             by_time=config.speed is not None,
+            kind=config.kind,
         )
-    # Not at the top: it hashes users as the pipeline does, and with that comes Beam.
-    from pipeline.publish.sources.events import EventLogs
-
     return EventLogs(config, schema, partitions)
 
 

@@ -87,6 +87,7 @@ class Plan(_Record):
             "publish.value_format": config.value_format,
         }
         if samples:
+            options["publish.kind"] = config.kind
             options["publish.speed"] = "none" if config.speed is None else "one"
         else:
             options["publish.actions"] = ", ".join(sorted(config.actions or [])) or "all"

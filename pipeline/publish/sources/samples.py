@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.manifest import SampleFile, read_manifest, sample_files
+from pipeline.manifest import RETRIEVAL, SampleFile, read_manifest, sample_files
 from pipeline.publish.sources.order import EventTimeOrder, merged_steps
 from pipeline.publish.sources.rows import PARTITION, Piece, Pieces, Prepared
 from pipeline.schema import TIMESTAMP_MS, InputError, conform
@@ -24,7 +24,14 @@ class SampleFiles:
     """
 
     def __init__(
-        self, folder: Path, schema: pa.Schema, partitions: int, *, rows: int, by_time: bool
+        self,
+        folder: Path,
+        schema: pa.Schema,
+        partitions: int,
+        *,
+        rows: int,
+        by_time: bool,
+        kind: str = RETRIEVAL,
     ) -> None:
         """Lists the files that `folder` shows now.
 
@@ -34,6 +41,7 @@ class SampleFiles:
             partitions: Of the topic.
             rows: How many are read at once.
             by_time: Whether samples come in the order of time, or in that of their files.
+            kind: The kind of sample.
 
         Raises:
             InputError: If there is no whole run, or no column to order by.
@@ -44,9 +52,9 @@ class SampleFiles:
             )
         # The run that the link shows now, so that files and digests are of one.
         run = folder.resolve() if folder.exists() else folder
-        # A place for kinds: of several, the files of one.
-        self._files = sorted(sample_files(run), key=lambda file: (file.day, file.part))
-        self.inputs = {file.path: file.sha256[:16] for file in read_manifest(run).files}
+        self._files = sorted(sample_files(run, kind), key=lambda file: (file.day, file.part))
+        files = read_manifest(run).files
+        self.inputs = {file.path: file.sha256[:16] for file in files if file.kind == kind}
         self.schema = schema
         self._partitions = partitions
         self._rows = rows
