@@ -76,7 +76,9 @@ class UserWork:
             plan.specification,
             span=plan.span,
             rules=JoinRules(plan.window_ms, plan.orphans),
-            facts=f.read_facts(plan.facts.get(number, ()), plan.specification),
+            facts=f.read_facts(
+                plan.facts.get(number, ()), plan.specification, lookback_days=plan.lookback_days
+            ),
             tables=self._tables(events),
         )
         files, waiting = self._samples(number, part)
@@ -159,6 +161,7 @@ class UserWork:
                 num_parts=plan.num_item_parts,
                 path=plan.scratch / "counts" / f"part-{number:05d}.arrow",
                 origin=(number,),
+                by_range=True,
             )
 
     def finish(self, number: int, waiting: Asked, days: Iterable[int]) -> Report:
@@ -193,7 +196,7 @@ class ItemWork:
             The part, its report, and the days as of whose end items can be looked up.
         """
         told = list(told)
-        plan, span = self._plan, self._plan.span
+        plan = self._plan
         facts = self._facts(number, [piece for _, piece in told if piece is not None])
         built = sorted({day for days, _ in told for day in days if self._is_built(day)})
         files = [
@@ -201,15 +204,16 @@ class ItemWork:
             for day in built
             if day in facts
         ]
-        before = [] if span.first is None else [span.first - 1]
-        for day in [*before, *built]:
+        # A sample asks for the day before its own, though nothing may have happened on it.
+        asked = {day - 1 for day in built} if looks_up_items(plan.specification) else set()
+        for day in sorted({*asked, *built}):
             items = self._as_of(facts, day)
-            if looks_up_items(plan.specification):
+            if day in asked:
                 path = lookup_path(plan.scratch / "items", day, number)
                 write_lookup(path, items, plan.specification.scenarios)
             if day in built:
                 files += self._samples(items, day, number)
-        return number, (Report(files=tuple(files)), (*before, *built))
+        return number, (Report(files=tuple(files)), tuple(sorted(asked)))
 
     def _is_built(self, day: int) -> bool:
         start, end = self._plan.span.bounds
