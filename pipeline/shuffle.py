@@ -69,8 +69,7 @@ def mix_in(hashes: UInt64Array, numbers: npt.NDArray[Any] | int) -> UInt64Array:
 
 def uniform(hashes: UInt64Array) -> npt.NDArray[np.float64]:
     """Returns a number in [0, 1) for each hash: its upper 53 bits, as many as a float has."""
-    numbers: npt.NDArray[np.float64] = (hashes >> np.uint64(11)) * 2.0**-53
-    return numbers
+    return (hashes >> np.uint64(11)).astype(np.float64) * np.float64(2.0**-53)
 
 
 def range_of(hashes: UInt64Array, num_parts: int) -> IntArray:
@@ -112,8 +111,11 @@ def cut_by_key(
         yield 0, table
         return
     hashes = hash_keys(table[column])
-    parts = range_of(hashes, num_parts) if by_range else hashes % np.uint64(num_parts)
-    parts = parts.astype(np.int32)
+    parts = (
+        range_of(hashes, num_parts)
+        if by_range
+        else (hashes % np.uint64(num_parts)).astype(np.int64)
+    )
     order = np.argsort(parts, kind="stable")
     bounds = np.searchsorted(parts[order], np.arange(num_parts + 1))
     ordered = table.take(pa.array(order))

@@ -41,6 +41,7 @@ class UserPart:
         positives: The impressions that are positives, with `reward` and `outcome_time_ms`.
         behaviours: Outcomes of the span and its margins, joined or not.
         facts: Of the days before the span.
+        tables: With validity, of these users and their items.
         counts: Events of each day of the span by what became of them.
         outside: Events that were read for the margins alone, redeliveries left out.
         duplicates: Redeliveries.
@@ -53,6 +54,7 @@ class UserPart:
     positives: pl.DataFrame
     behaviours: pl.DataFrame
     facts: Facts
+    tables: Tables
     counts: dict[str, dict[str, int]]
     outside: int
     duplicates: int
@@ -156,6 +158,7 @@ def make_part(
         positives=label(impressions, outcomes, specification),
         behaviours=_behaviours(unique, impressions, outcomes, specification),
         facts=facts,
+        tables=tables,
         counts=counts,
         outside=len(read) - num_duplicates - inside,
         duplicates=num_duplicates,

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from pipeline import schema as s
 from pipeline.days import MS_PER_DAY, parse_day
 from pipeline.join import OUTCOME_TIME_MS
+from pipeline.kinds.dropped import report_dropped, take_dropped
 from pipeline.kinds.part import DAY, JoinRules, Tables, UserPart, days_of, make_part
 from pipeline.kinds.registry import KINDS, counts_items, looks_up_items, wanted
 from pipeline.known import facts as f
@@ -31,7 +32,7 @@ from pipeline.known.items import (
     write_lookup,
 )
 from pipeline.known.tables import as_of, read_table
-from pipeline.manifest import OutputFile, Report
+from pipeline.manifest import OutputFile, Report, merge_reports
 from pipeline.shuffle import Piece, read_pieces, write_pieces
 from pipeline.write import write_day, write_part
 
@@ -166,15 +167,17 @@ class UserWork:
 
     def finish(self, number: int, waiting: Asked, days: Iterable[int]) -> Report:
         """Makes samples whole that waited for their items, and writes them."""
-        plan, files = self._plan, []
+        plan, files, reports = self._plan, [], list[Report]()
         items = ItemDays(plan.scratch / "items", days, plan.specification.scenarios)
         for name, path in waiting:
             with_items = KINDS[name].with_items
             if with_items is None:
                 raise ValueError(f"{name} does not wait for items")
             samples = with_items(f.read_parquet(Path(path)), plan.specification, items)
+            samples, dropped = take_dropped(samples)
             files += write_part(plan.folder, number, samples, kind=name)
-        return Report(files=tuple(files))
+            reports.append(report_dropped(name, dropped))
+        return merge_reports([Report(files=tuple(files)), *reports])
 
 
 class ItemWork:

@@ -17,12 +17,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import schema as s
-from pipeline.days import MS_PER_DAY
+from pipeline.days import MS_PER_DAY, parse_day
 from pipeline.join import OUTCOME_TIME_MS
 from pipeline.shuffle import IntArray
 from pipeline.specification import Specification
@@ -87,7 +88,7 @@ class Facts:
     Attributes:
         positives: See `positives_schema`.
         behaviours: See `behaviours_schema`.
-        seen: See `seen_schema`; a user and a scenario may have several rows, of several days.
+        seen: See `seen_schema`; a row for each day, whose first millisecond is `timestamp_ms`.
         lookback_days: How many days before its own a sample looks back; None for all.
     """
 
@@ -125,7 +126,7 @@ def read_facts(
     return Facts(
         positives=_read(paths, POSITIVES, positives_schema(specification)),
         behaviours=_read(paths, BEHAVIOURS, behaviours_schema(specification)),
-        seen=_read(paths, SEEN, seen_schema(specification)),
+        seen=_read_seen(paths, specification),
         lookback_days=lookback_days,
     )
 
@@ -133,6 +134,21 @@ def read_facts(
 def _read(paths: Sequence[tuple[str, str]], kind: str, schema: pa.Schema) -> pl.DataFrame:
     tables = [read_parquet(Path(path)) for name, path in paths if name == kind]
     return pl.DataFrame(pl.from_arrow(pa.concat_tables([schema.empty_table(), *tables])))
+
+
+def _read_seen(paths: Sequence[tuple[str, str]], specification: Specification) -> pl.DataFrame:
+    tables = [
+        seen_schema(specification)
+        .empty_table()
+        .append_column(s.TIMESTAMP_MS, pa.array([], pa.int64()))
+    ]
+    for kind, path in paths:
+        if kind == SEEN:
+            table = read_parquet(Path(path))
+            day = parse_day(Path(path).parent.name.removeprefix("dt="), where=path)
+            times = pa.array(np.full(table.num_rows, day * MS_PER_DAY))
+            tables.append(table.append_column(s.TIMESTAMP_MS, times))
+    return pl.DataFrame(pl.from_arrow(pa.concat_tables(tables)))
 
 
 def read_parquet(path: Path) -> pa.Table:
