@@ -177,7 +177,7 @@ class BuildDays(beam.PTransform):
         )
 
     def _write_rejects(self, file_number: int, blocks: Iterable[tuple[Origin, int, str]]) -> Report:
-        merge_rejects(self.plan.folder, file_number, self.plan.files[file_number], sorted(blocks))
+        merge_rejects(self.plan.folder, self.plan.files[file_number], sorted(blocks))
         return Report()
 
     def _with_items(self, parts: PCollection) -> list[PCollection]:

@@ -64,17 +64,21 @@ class Run:
         """A folder for what this run needs while it is made."""
         return self.folder.with_name(f"{self.folder.name}.scratch")
 
-    def share(self, files: Iterable[OutputFile]) -> None:
-        """Takes over files of the former run as they are, without writing them again."""
+    def share(self, paths: Iterable[str]) -> None:
+        """Takes over files of the former run as they are, without writing them again.
+
+        Args:
+            paths: Relative to the run's folder.
+        """
         if self.former is None:
             raise ValueError("there is no former run")
-        for file in files:
-            path = self.folder / file.path
+        for name in paths:
+            path = self.folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                path.hardlink_to(self.former / file.path)
+                path.hardlink_to(self.former / name)
             except OSError:  # a file system without hard links
-                shutil.copyfile(self.former / file.path, path)
+                shutil.copyfile(self.former / name, path)
                 durable.sync(path)
 
     def commit(self, manifest: Manifest) -> None:
