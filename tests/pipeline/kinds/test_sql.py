@@ -1,0 +1,123 @@
+"""Samples of whole logs, row by row, against the same said in SQL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.kinds.registry import KINDS
+from pipeline.specification import Specification
+from tests.pipeline.event_log import START
+from tests.pipeline.kinds import sql
+from tests.pipeline.kinds.building import build, table_of, with_columns
+from tests.pipeline.kinds.compare import problems
+from tests.pipeline.kinds.real_logs import DAYPARTS, WINDOW_MS, real_events, real_specification
+
+DAY = 86_400_000
+OURS = ("scenario", "user_pair", "item_pair", "corpus")
+
+
+def found_problems(
+    folder: Path,
+    events: pa.Table,
+    spec: Specification,
+    *,
+    window_ms: int,
+    lookback_days: int | None = None,
+    num_parts: int = 3,
+) -> tuple[list[str], dict[str, int]]:
+    """What SQL finds wrong, and how many rows of each kind it looked at."""
+    report = build(
+        folder,
+        events,
+        spec,
+        window_ms=window_ms,
+        num_parts=num_parts,
+        lookback_days=lookback_days,
+    )
+    tables = {}
+    for kind in OURS:
+        found = table_of(folder, report, kind)
+        tables[kind] = KINDS[kind].schema(spec).empty_table() if found is None else found
+        assert tables[kind].schema.equals(KINDS[kind].schema(spec))
+    dropped = {name: n for name, n in report.counts.items() if name.startswith("scenario ")}
+    with sql.connect(events, spec, window_ms=window_ms, lookback_days=lookback_days) as duck:
+        wrong = problems(duck, tables, spec, window_ms=window_ms, dropped=dropped)
+    return wrong, {kind: table.num_rows for kind, table in tables.items()}
+
+
+@pytest.mark.parametrize("lookback_days", [None, 2])
+@pytest.mark.parametrize(
+    ("name", "num_days", "one_of"), [("taobao", 9, 4), ("retailrocket", 40, 1)]
+)
+def test_samples_of_a_real_log_are_those_of_sql(
+    tmp_path: Path, name: str, num_days: int, one_of: int, lookback_days: int | None
+) -> None:
+    events = real_events(name, num_days=num_days, one_of=one_of)
+    wrong, rows = found_problems(
+        tmp_path, events, real_specification(), window_ms=WINDOW_MS, lookback_days=lookback_days
+    )
+    assert wrong == []
+    assert min(rows.values()) > 1_000, rows
+
+
+@st.composite
+def logs(draw: Any) -> list[dict[str, Any]]:
+    """Few users, items, scenarios and times, over four days: many ties."""
+    rows = draw(
+        st.lists(
+            st.tuples(
+                st.integers(0, 3),
+                st.sampled_from([0, 1, DAY // 2 - 1, DAY // 2, DAY - 2, DAY - 1]),
+                st.integers(1, 3),
+                st.integers(1, 4),
+                st.sampled_from(DAYPARTS[:3]),
+                st.sampled_from(["impression", "impression", "cart", "cart", "purchase"]),
+                st.integers(0, 2),
+            ),
+            min_size=8,
+            max_size=40,
+        )
+    )
+    return [
+        {
+            "event_id": f"e{number}",
+            "request_id": f"{user}-{item}",
+            "timestamp_ms": START + day * DAY + time,
+            "user_id": user,
+            "item_id": item,
+            "scenario": scenario,
+            "action": action,
+            "category": f"category {other}",
+            "price": float(other),
+            "device": f"device {other}",
+            "hour": other,
+        }
+        for number, (day, time, user, item, scenario, action, other) in enumerate(rows)
+    ]
+
+
+@settings(max_examples=40)
+@given(
+    log=logs(),
+    window_ms=st.sampled_from([1, DAY // 2, DAY]),
+    lookback_days=st.sampled_from([None, 1, 2]),
+)
+def test_samples_of_made_up_logs_are_those_of_sql(
+    tmp_path_factory: Any, log: list[dict[str, Any]], window_ms: int, lookback_days: int | None
+) -> None:
+    spec = real_specification()
+    wrong, _ = found_problems(
+        tmp_path_factory.mktemp("log"),
+        with_columns(log, spec),
+        spec,
+        window_ms=window_ms,
+        lookback_days=lookback_days,
+        num_parts=2,
+    )
+    assert wrong == []
