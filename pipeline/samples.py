@@ -35,6 +35,7 @@ from pipeline.events.read import find_files, plan_splits
 from pipeline.events.rejects import SUFFIX, name_of_rejects
 from pipeline.events.repair import Repair, count_repaired, repair, repaired_files
 from pipeline.events.validate import needed_types, required_columns
+from pipeline.kinds.scenario import NO_EXPOSURE
 from pipeline.known.tables import check_tables
 from pipeline.manifest import (
     FACTS,

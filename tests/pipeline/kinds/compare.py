@@ -57,7 +57,8 @@ def scenario_problems(
     yield from _rows(
         duck,
         "a group without exposure",
-        "select event_id from found semi join (from expected where not has_exposure) using (event_id)",
+        """select event_id from found
+            semi join (from expected where not has_exposure) using (event_id)""",
     )
     counts = duck.execute(
         "select count(*) filter (not has_exposure), count(*) filter (has_exposure),"
