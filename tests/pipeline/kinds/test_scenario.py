@@ -4,6 +4,8 @@ import collections
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pipeline.days import name_of
 from pipeline.manifest import Report
 from pipeline.samples import DayRange
@@ -255,3 +257,13 @@ def test_two_users_with_one_name_of_an_event_have_their_own_draws(tmp_path: Path
     items = [[row["item_id"] for row in found if row["user_id"] == user] for user in (1, 2)]
     assert len(items[0]) == len(items[1]) == 21
     assert items[0] != items[1]
+
+
+def test_a_column_says_who_asks_or_what_an_item_is_not_both() -> None:
+    views = {"preferences": {"colour": 1}}
+    features = specification().features.model_dump()
+    features["context"] = [{"name": "colour", "kind": "id", "table": "t"}]
+    changes = {"columns": {"colour": "string"}, "scenario_views": views, "features": features}
+    with pytest.raises(ValueError, match=r"colour: found a column of the query or the context"):
+        spec_of(**changes)
+    assert spec_of(**changes, kinds={}).scenario_views.preferences == {"colour": 1}

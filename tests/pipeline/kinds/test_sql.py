@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, event, given, settings
 from hypothesis import strategies as st
 
 from pipeline.kinds.registry import KINDS
@@ -75,7 +75,7 @@ def test_samples_of_made_up_logs_are_those_of_sql(
     tmp_path_factory: Any, log: list[dict[str, Any]], window_ms: int, lookback_days: int | None
 ) -> None:
     spec = real_specification()
-    wrong, _ = found_problems(
+    wrong, rows = found_problems(
         tmp_path_factory.mktemp("log"),
         with_columns(log, spec),
         spec,
@@ -83,4 +83,6 @@ def test_samples_of_made_up_logs_are_those_of_sql(
         lookback_days=lookback_days,
         num_parts=2,
     )
+    for kind, count in rows.items():
+        event(f"{kind} {bool(count)}")
     assert wrong == []
