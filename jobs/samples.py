@@ -51,6 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     days.add_argument("--to", dest="last", metavar="DAY", help="to this; without it, --from alone")
     days.add_argument("--rebuild", action="store_true", help="build days that are there, too")
     parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="FILE",
+        help="write a page of all days: rows, rejects, missing values, new ids, drift",
+    )
+    parser.add_argument(
         "--rejects",
         type=Path,
         metavar="DIR",
@@ -76,6 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             manifest = make_samples(config, specification, options, days=wanted, on_build=say)
     print_counts(console, manifest, output=config.output, seconds=time.monotonic() - start)
+    if args.report is not None:
+        _write_report(specification, config.output, args.report)
+        console.print(f"report: {args.report}", soft_wrap=True)
     return EXIT_DONE
 
 
@@ -110,6 +119,15 @@ def _beam_options(arguments: Sequence[str]) -> PipelineOptions:
     if unknown and runner.rpartition(".")[2] in _LOCAL_RUNNERS:
         raise InputError(f"found {' '.join(unknown)}; expected options of headrace or of Beam")
     return options
+
+
+def _write_report(specification: Specification, output: Path, path: Path) -> None:
+    # Not at the top: drawing takes a second to import, and most runs draw nothing.
+    from jobs.report.days import report_of_days
+    from jobs.report.samples import write_report
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_report(report_of_days(specification, output), path)
 
 
 def print_repair(console: Console, repair: Repair, folder: Path) -> None:

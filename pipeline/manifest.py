@@ -17,6 +17,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pipeline.checks.drift import Finding
 from pipeline.schema import InputError
 
 MANIFEST_NAME: Final = "manifest.json"
@@ -70,12 +71,14 @@ class Day(_Entry):
         build: Number of the build that made it; a later one has a greater number.
         complete: Whether the logs reached far enough for all its outcomes.
         counts: Events of this day by what became of them, and rows by kind of sample.
+        findings: What its samples differ in from the days before it.
     """
 
     day: str
     build: int
     complete: bool
     counts: dict[str, int]
+    findings: list[Finding] = []
 
 
 class Build(_Entry):

@@ -163,13 +163,16 @@ def write_part(
         samples: Rows sorted by (timestamp_ms, event_id).
         kind: The kind of sample.
     """
+    return [write_day(folder, kind, day, part, rows) for day, rows in by_day(samples)]
+
+
+def by_day(samples: pa.Table) -> Iterator[tuple[int, pa.Table]]:
+    """Yields each UTC day and its rows, of samples in the order of time."""
     days = samples[s.TIMESTAMP_MS].to_numpy() // MS_PER_DAY
     starts = np.flatnonzero(np.diff(days, prepend=-1))
     ends = np.append(starts, len(days))[1:]
-    return [
-        write_day(folder, kind, int(days[start]), part, samples.slice(start, end - start))
-        for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
-    ]
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        yield int(days[start]), samples.slice(start, end - start)
 
 
 def write_day(folder: Path, kind: str, day: int, part: int, rows: pa.Table) -> OutputFile:

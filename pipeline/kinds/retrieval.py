@@ -1,6 +1,12 @@
-"""Retrieval samples: one for each positive, with what was known when it was shown."""
+"""Retrieval samples: one for each positive, with what was known when it was shown.
+
+The batch makes them of whole parts of the users, the live join (`pipeline.join.stream`) of what
+closed: both by `assemble`.
+"""
 
 from __future__ import annotations
+
+from typing import Final
 
 import numpy as np
 import polars as pl
@@ -8,13 +14,16 @@ import pyarrow as pa
 
 from pipeline import schema as s
 from pipeline.days import MS_PER_DAY
-from pipeline.join import OUTCOME_TIME_MS
+from pipeline.join.exposed import exposed_items, shown_items
+from pipeline.join.labels import OUTCOME_TIME_MS
 from pipeline.kinds.part import UserPart
 from pipeline.known.history import recent_items
 from pipeline.known.items import ItemDays
 from pipeline.specification import Specification
 
-STATISTICS = (s.ITEM_IMPRESSIONS, s.ITEM_POSITIVES)
+STATISTICS: Final = (s.ITEM_IMPRESSIONS, s.ITEM_POSITIVES)
+KNOWN: Final = (s.USER_ID, s.ITEM_ID, OUTCOME_TIME_MS, s.TIMESTAMP_MS, s.EVENT_ID)
+"""What is kept of a positive to be history later."""
 
 
 def schema(specification: Specification) -> pa.Schema:
@@ -33,19 +42,36 @@ def make(part: UserPart) -> pa.Table:
     A sample's time is its impression's; nothing in it is younger but the label, and exposed
     negatives, which are labels too.
     """
-    positives = part.in_span(part.positives).sort(s.TIMESTAMP_MS, s.EVENT_ID)
-    return assemble(positives, part.known_positives, part.specification)
+    positives = in_order(part.in_span(part.positives))
+    length, beside = part.specification.exposed_negatives, None
+    if length is not None:
+        shown = shown_items(part.impressions, part.positive_rows)
+        beside = exposed_items(positives, shown, window_ms=part.span.window_ms, length=length)
+    return assemble(positives, part.known_positives, part.specification, exposed=beside)
+
+
+def in_order(positives: pl.DataFrame) -> pl.DataFrame:
+    """Returns positives as samples are sorted; the user settles what is left, an event_id twice."""
+    return positives.sort(s.TIMESTAMP_MS, s.EVENT_ID, s.USER_ID)
 
 
 def assemble(
-    positives: pl.DataFrame, known: pl.DataFrame, specification: Specification
+    positives: pl.DataFrame,
+    known: pl.DataFrame,
+    specification: Specification,
+    *,
+    exposed: pa.ListArray | None = None,
 ) -> pa.Table:
     """Returns sample columns of positives, all but their items' statistics.
 
+    Two positives of a user that were decided at one time are ordered by (timestamp_ms, event_id).
+
     Args:
-        positives: [num_samples] labelled impressions.
-        known: Positives that histories are made of, by (outcome_time_ms, timestamp_ms, event_id).
+        positives: [num_samples] labelled impressions, `in_order`.
+        known: Positives that histories are made of, with the columns of `KNOWN`; those of one
+            outcome time in order.
         specification: Says which columns.
+        exposed: [num_samples] values of `exposed_item_id`.
     """
     wanted = schema(specification)
     computed = (s.HISTORY_ITEM_ID, s.EXPOSED_ITEM_ID, *STATISTICS)
@@ -54,17 +80,20 @@ def assemble(
     table = positives.select(columns.names).to_arrow().cast(columns)
     if s.HISTORY_ITEM_ID in wanted.names:
         table = table.append_column(s.HISTORY_ITEM_ID, _history(positives, known, specification))
+    if exposed is not None:
+        table = table.append_column(s.EXPOSED_ITEM_ID, exposed)
     return table.select([name for name in wanted.names if name in table.column_names])
 
 
 def _history(
     positives: pl.DataFrame, known: pl.DataFrame, specification: Specification
 ) -> pa.ListArray:
+    kind = specification.event_schema.field(s.ITEM_ID).type
     return recent_items(
         (
             known[s.USER_ID].to_arrow(),
             known[OUTCOME_TIME_MS].to_numpy(),
-            known[s.ITEM_ID].to_arrow().cast(specification.event_schema.field(s.ITEM_ID).type),
+            known[s.ITEM_ID].to_arrow().cast(kind),
         ),
         (positives[s.USER_ID].to_arrow(), positives[s.TIMESTAMP_MS].to_numpy()),
         length=specification.history.length,

@@ -30,7 +30,7 @@ import pyarrow.compute as pc
 from pipeline import schema as s
 from pipeline.days import MS_PER_DAY, name_of
 from pipeline.declarations import ScenarioKind
-from pipeline.join import OUTCOME_TIME_MS
+from pipeline.join.labels import OUTCOME_TIME_MS
 from pipeline.kinds.dropped import Dropped, with_dropped
 from pipeline.kinds.part import UserPart
 from pipeline.kinds.views import (
@@ -43,15 +43,8 @@ from pipeline.kinds.views import (
     user_features,
 )
 from pipeline.known.items import HASH, ItemDays, ItemLookup
-from pipeline.shuffle import (
-    IntArray,
-    UInt64Array,
-    end_positions,
-    hash_keys,
-    mix_in,
-    start_positions,
-    uniform,
-)
+from pipeline.positions import IntArray, UInt64Array, end_positions, start_positions
+from pipeline.shuffle import hash_keys, mix_in, uniform
 from pipeline.specification import Specification
 
 ROUNDS: Final = 64

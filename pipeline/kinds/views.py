@@ -28,12 +28,12 @@ import polars as pl
 import pyarrow as pa
 
 from pipeline import schema as s
-from pipeline.join import OUTCOME_TIME_MS
+from pipeline.join.labels import OUTCOME_TIME_MS
 from pipeline.kinds.part import UserPart
 from pipeline.known.facts import IMPRESSIONS
 from pipeline.known.history import Recent, find_recent
 from pipeline.known.preferences import most_frequent
-from pipeline.shuffle import IntArray, encode_keys
+from pipeline.positions import IntArray, encode_keys
 from pipeline.specification import Specification
 
 ITEM_COUNTS: Final = (s.ITEM_SCENARIO_IMPRESSIONS, s.ITEM_SCENARIO_POSITIVES)

@@ -16,10 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import schema as s
-from pipeline.days import MS_PER_DAY, parse_day
-from pipeline.join import OUTCOME_TIME_MS
+from pipeline.checks.days import profile_path, write_profile
+from pipeline.days import MS_PER_DAY, name_of, parse_day
+from pipeline.join.labels import OUTCOME_TIME_MS
+from pipeline.join.step import JoinRule
 from pipeline.kinds.dropped import report_dropped, take_dropped
-from pipeline.kinds.part import DAY, JoinRules, Tables, UserPart, days_of, make_part
+from pipeline.kinds.part import DAY, Tables, UserPart, days_of, make_part
 from pipeline.kinds.registry import KINDS, counts_items, looks_up_items, wanted
 from pipeline.known import facts as f
 from pipeline.known.items import (
@@ -34,7 +36,7 @@ from pipeline.known.items import (
 from pipeline.known.tables import as_of, read_table
 from pipeline.manifest import OutputFile, Report, merge_reports
 from pipeline.shuffle import Piece, read_pieces, write_pieces
-from pipeline.write import write_day, write_part
+from pipeline.write import by_day, write_day
 
 if TYPE_CHECKING:
     from pipeline.build import Plan
@@ -76,7 +78,7 @@ class UserWork:
             events,
             plan.specification,
             span=plan.span,
-            rules=JoinRules(plan.window_ms, plan.orphans),
+            rule=JoinRule(window_ms=plan.window_ms, orphans=plan.orphans),
             facts=f.read_facts(
                 plan.facts.get(number, ()), plan.specification, lookback_days=plan.lookback_days
             ),
@@ -132,7 +134,7 @@ class UserWork:
                 pq.write_table(samples, path, compression="lz4")
                 waiting.append((name, str(path)))
             else:
-                files += write_part(plan.folder, number, samples, kind=name)
+                files += _write(plan, name, number, samples)
         return files, waiting
 
     def _facts(self, number: int, part: UserPart) -> list[OutputFile]:
@@ -175,7 +177,7 @@ class UserWork:
                 raise ValueError(f"{name} does not wait for items")
             samples = with_items(f.read_parquet(Path(path)), plan.specification, items)
             samples, dropped = take_dropped(samples)
-            files += write_part(plan.folder, number, samples, kind=name)
+            files += _write(plan, name, number, samples)
             reports.append(report_dropped(name, dropped))
         return merge_reports([Report(files=tuple(files)), *reports])
 
@@ -257,8 +259,23 @@ class ItemWork:
             if kind.of_items is not None:
                 samples = kind.of_items(items, plan.specification, day)
                 if samples.num_rows:
-                    files.append(write_day(plan.folder, name, day, number, samples))
+                    files += _write(plan, name, number, samples)
         return files
+
+
+def _write(plan: Plan, kind: str, number: int, samples: pa.Table) -> list[OutputFile]:
+    """Writes samples, and profiles of them, a file for each day."""
+    files = []
+    for day, rows in by_day(samples):
+        files.append(write_day(plan.folder, kind, day, number, rows))
+        path = part_profile(plan.scratch, kind, name_of(day), number)
+        write_profile(path, rows, plan.specification)
+    return files
+
+
+def part_profile(scratch: Path, kind: str, day: str, number: int) -> Path:
+    """Returns where the profile of one part of a day's samples waits for those of the others."""
+    return profile_path(scratch, kind, day).with_suffix("") / f"{number:05d}.json"
 
 
 def _total(part: UserPart, name: str) -> int:

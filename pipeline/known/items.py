@@ -28,7 +28,8 @@ from pipeline.known.facts import (
     items_schema,
     newest,
 )
-from pipeline.shuffle import IntArray, hash_keys, range_of
+from pipeline.positions import IntArray
+from pipeline.shuffle import hash_keys, range_of
 from pipeline.specification import Specification
 
 HASH: Final = "hash"

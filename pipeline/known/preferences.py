@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.known.history import Column, find_recent
-from pipeline.shuffle import IntArray, encode_keys
+from pipeline.positions import IntArray, encode_keys
 
 _ROWS_AT_ONCE: Final = 1 << 18
 _ALL: Final = 1 << 62

@@ -168,7 +168,7 @@ def test_days_of_another_configuration_are_not_mixed(tmp_path: Path) -> None:
 def test_logs_of_other_days_are_not_read(tmp_path: Path) -> None:
     span = Span(20_454, 20_454, HOUR)  # 2026-01-01
     names = [
-        f"dt={day}/x.jsonl" for day in ("2025-12-29", "2025-12-30", "2026-01-02", "2026-01-04")
+        f"dt={day}/x.jsonl" for day in ("2025-12-30", "2025-12-31", "2026-01-03", "2026-01-04")
     ]
     assert files_for([*names, "undated.jsonl"], span) == [*names[1:3], "undated.jsonl"]
     table = {
