@@ -37,6 +37,7 @@ from pipeline.events.read import find_files, plan_splits
 from pipeline.events.repair import Repair, count_repaired, repair, repaired_files
 from pipeline.events.validate import needed_types, required_columns
 from pipeline.kinds.registry import wanted
+from pipeline.kinds.scenario import NO_EXPOSURE
 from pipeline.known.tables import find_tables
 from pipeline.manifest import (
     REJECTED_NAME,
@@ -346,7 +347,9 @@ def _check(
 
 def _require_samples(manifest: Manifest, report: Report) -> None:
     """Refuses to replace a former output by nothing."""
-    if not any(file.kind in manifest.kinds for file in manifest.files):
+    # Scenario samples alone begin on the second day: the first has nothing to draw negatives from.
+    waited = any(name.endswith(NO_EXPOSURE) for name in report.counts)
+    if not waited and not any(file.kind in manifest.kinds for file in manifest.files):
         raise s.InputError(
             f"found no sample in {report.counts.get('events_read', 0)} events; expected at least"
             " one positive (see specification.labels): the former output, if any, is unchanged"

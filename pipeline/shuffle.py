@@ -12,12 +12,13 @@ import dataclasses
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.positions import UInt64Array
+from pipeline.positions import IntArray, UInt64Array
 
 # SplitMix64's finaliser (Steele, Lea, Flood 2014). Keys are cut by our own arithmetic, since the
 # cut is part of the output's file names: Python's hash() differs per process, polars' per release.
@@ -52,6 +53,32 @@ def _mix(values: UInt64Array) -> UInt64Array:
     return result
 
 
+def mix_in(hashes: UInt64Array, numbers: npt.NDArray[Any] | int) -> UInt64Array:
+    """Returns hashes of (what was hashed, number): other numbers give unrelated hashes.
+
+    Args:
+        hashes: [num_rows] of `hash_keys` or of this function.
+        numbers: Integers that take part, [num_rows] or one for all rows.
+    """
+    # Mixed themselves: a plain sum of two counters would meet that of two others.
+    more = _mix(np.atleast_1d(np.asarray(numbers)).astype(np.uint64))
+    return _mix(hashes ^ more)
+
+
+def uniform(hashes: UInt64Array) -> npt.NDArray[np.float64]:
+    """Returns a number in [0, 1) for each hash: its upper 53 bits, as many as a float has."""
+    return (hashes >> np.uint64(11)).astype(np.float64) * np.float64(2.0**-53)
+
+
+def range_of(hashes: UInt64Array, num_parts: int) -> IntArray:
+    """Returns which of `num_parts` equal ranges of hashes each is in.
+
+    Ranges, behind each other, hold all hashes in order, however many they are.
+    """
+    upper = (hashes >> np.uint64(32)) * np.uint64(num_parts)
+    return (upper >> np.uint64(32)).astype(np.int64)
+
+
 def _fold_bytes(strings: pa.Array) -> UInt64Array:
     """Returns sum of (byte + 1) * GOLDEN^(position + 1) modulo 2^64, for every string."""
     strings = strings.cast(pa.large_binary())
@@ -67,18 +94,26 @@ def _fold_bytes(strings: pa.Array) -> UInt64Array:
     return folded
 
 
-def cut_by_key(table: pa.Table, column: str, *, num_parts: int) -> Iterator[tuple[int, pa.Table]]:
+def cut_by_key(
+    table: pa.Table, column: str, *, num_parts: int, by_range: bool = False
+) -> Iterator[tuple[int, pa.Table]]:
     """Yields (part, rows of that part), by the hash of a column; row order is kept in each part.
 
     Args:
         table: Rows to cut.
         column: Name of an int64 or string column without nulls.
         num_parts: Number of parts; parts without rows are left out.
+        by_range: Whether a part is a range of hashes, as `range_of` has it, instead of a remainder.
     """
     if num_parts == 1 and table.num_rows:
         yield 0, table
         return
-    parts = (hash_keys(table[column]) % np.uint64(num_parts)).astype(np.int32)
+    hashes = hash_keys(table[column])
+    parts = (
+        range_of(hashes, num_parts)
+        if by_range
+        else (hashes % np.uint64(num_parts)).astype(np.int64)
+    )
     order = np.argsort(parts, kind="stable")
     bounds = np.searchsorted(parts[order], np.arange(num_parts + 1))
     ordered = table.take(pa.array(order))
@@ -104,7 +139,13 @@ class Piece:
 
 
 def write_pieces(
-    table: pa.Table, column: str, *, num_parts: int, path: Path, origin: Origin
+    table: pa.Table,
+    column: str,
+    *,
+    num_parts: int,
+    path: Path,
+    origin: Origin,
+    by_range: bool = False,
 ) -> Iterator[tuple[int, Piece]]:
     """Cuts a table by the hash of a column into the batches of one file.
 
@@ -117,11 +158,12 @@ def write_pieces(
         num_parts: Number of parts; parts without rows are left out.
         path: Where to; its folder is made.
         origin: Orders the pieces of a part.
+        by_range: See `cut_by_key`.
 
     Yields:
         (part, piece) for each part that has rows, once all are written.
     """
-    cut = list(cut_by_key(table, column, num_parts=num_parts))
+    cut = list(cut_by_key(table, column, num_parts=num_parts, by_range=by_range))
     if not cut:
         return
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -181,11 +181,21 @@ class Specification(Section):
                 for task, rule in behaviour.tasks.items()
                 if rule.column is not None
             ]
-        return [
+        problems = [
             f"{where}: no column {name!r} of items; {_one_of(name, known)}"
             for where, name in wanted
             if name not in known
         ]
+        if self.kinds.scenario is not None or self.kinds.pair is not None:
+            asking = {feature.name for feature in self.query_features}
+            problems += [
+                f"{name}: found a column of the query or the context that says what an item is, too"
+                " (features.candidate, scenario_views.preferences, titles); expected one of the"
+                " two: samples of kind scenario and pair have it once"
+                for name in self.item_columns
+                if name in asking
+            ]
+        return problems
 
     def _label_problems(self) -> list[str]:
         return [

@@ -4,7 +4,9 @@ part         what is known of one part of the users: the input of kinds that hav
 retrieval    positives, for retrieval
 scenario     positives with negatives of their scenario
 pair         two views of one user, or of one item, in two scenarios
+views        what is seen of a user, and of an item, in one scenario: columns of both
 behaviour    impressions with the user's behaviours, a label for each task
 corpus       the items of each scenario as of a day
+dropped      counts of samples that could not be made
 registry     all of them, with their schemas
 """

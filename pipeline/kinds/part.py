@@ -44,6 +44,7 @@ class UserPart:
         positive_rows: [num_positives] their row numbers in `impressions`.
         behaviours: Outcomes of the span and its margins, joined or not.
         facts: Of the days before the span.
+        tables: With validity, of these users and their items.
         counts: Events of each day of the span by what became of them.
         outside: Events that were read for the margins alone, redeliveries left out.
         duplicates: Redeliveries.
@@ -57,6 +58,7 @@ class UserPart:
     positive_rows: IntArray
     behaviours: pl.DataFrame
     facts: Facts
+    tables: Tables
     counts: dict[str, dict[str, int]]
     outside: int
     duplicates: int
@@ -151,6 +153,7 @@ def make_part(
         positive_rows=found[IMPRESSION_ROW].cast(pl.Int64).to_numpy(),
         behaviours=_behaviours(wanted, impressions, closed, specification),
         facts=facts,
+        tables=tables,
         counts=counts,
         outside=len(read) - closed.num_duplicates - inside,
         duplicates=closed.num_duplicates,

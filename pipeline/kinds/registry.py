@@ -9,7 +9,7 @@ from typing import Final
 import polars as pl
 import pyarrow as pa
 
-from pipeline.kinds import corpus, retrieval
+from pipeline.kinds import corpus, pair, retrieval, scenario
 from pipeline.kinds.part import UserPart
 from pipeline.known.items import ItemDays
 from pipeline.specification import Specification
@@ -24,7 +24,8 @@ class Kind:
         schema: Its columns.
         of_users: Makes the samples of one part of the users, by (timestamp_ms, event_id).
         needs_items: Whether these are not whole before `with_items`.
-        with_items: Makes them whole, from items as of each day.
+        with_items: Makes them whole, from items as of each day; see `pipeline.kinds.dropped` for
+            those that it cannot make.
         of_items: Makes those of one part of the items as of the end of a day.
     """
 
@@ -43,6 +44,23 @@ KINDS: Final[dict[str, Kind]] = {
         of_users=retrieval.make,
         needs_items=retrieval.needs_items,
         with_items=retrieval.with_items,
+    ),
+    "scenario": Kind(
+        is_wanted=lambda specification: specification.kinds.scenario is not None,
+        schema=scenario.schema,
+        of_users=scenario.make,
+        needs_items=lambda _: True,
+        with_items=scenario.with_items,
+    ),
+    "user_pair": Kind(
+        is_wanted=lambda specification: pair.caps(specification)[0] > 0,
+        schema=pair.user_schema,
+        of_users=pair.make_users,
+    ),
+    "item_pair": Kind(
+        is_wanted=lambda specification: pair.caps(specification)[1] > 0,
+        schema=pair.item_schema,
+        of_items=pair.make_items,
     ),
     "corpus": Kind(
         is_wanted=lambda specification: specification.kinds.corpus is not None,

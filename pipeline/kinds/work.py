@@ -20,6 +20,7 @@ from pipeline.checks.days import profile_path, write_profile
 from pipeline.days import MS_PER_DAY, name_of, parse_day
 from pipeline.join.labels import OUTCOME_TIME_MS
 from pipeline.join.step import JoinRule
+from pipeline.kinds.dropped import report_dropped, take_dropped
 from pipeline.kinds.part import DAY, Tables, UserPart, days_of, make_part
 from pipeline.kinds.registry import KINDS, counts_items, looks_up_items, wanted
 from pipeline.known import facts as f
@@ -33,7 +34,7 @@ from pipeline.known.items import (
     write_lookup,
 )
 from pipeline.known.tables import as_of, read_table
-from pipeline.manifest import OutputFile, Report
+from pipeline.manifest import OutputFile, Report, merge_reports
 from pipeline.shuffle import Piece, read_pieces, write_pieces
 from pipeline.write import by_day, write_day
 
@@ -78,7 +79,9 @@ class UserWork:
             plan.specification,
             span=plan.span,
             rule=JoinRule(window_ms=plan.window_ms, orphans=plan.orphans),
-            facts=f.read_facts(plan.facts.get(number, ()), plan.specification),
+            facts=f.read_facts(
+                plan.facts.get(number, ()), plan.specification, lookback_days=plan.lookback_days
+            ),
             tables=self._tables(events),
         )
         files, waiting = self._samples(number, part)
@@ -161,19 +164,22 @@ class UserWork:
                 num_parts=plan.num_item_parts,
                 path=plan.scratch / "counts" / f"part-{number:05d}.arrow",
                 origin=(number,),
+                by_range=True,
             )
 
     def finish(self, number: int, waiting: Asked, days: Iterable[int]) -> Report:
         """Makes samples whole that waited for their items, and writes them."""
-        plan, files = self._plan, []
+        plan, files, reports = self._plan, [], list[Report]()
         items = ItemDays(plan.scratch / "items", days, plan.specification.scenarios)
         for name, path in waiting:
             with_items = KINDS[name].with_items
             if with_items is None:
                 raise ValueError(f"{name} does not wait for items")
             samples = with_items(f.read_parquet(Path(path)), plan.specification, items)
+            samples, dropped = take_dropped(samples)
             files += _write(plan, name, number, samples)
-        return Report(files=tuple(files))
+            reports.append(report_dropped(name, dropped))
+        return merge_reports([Report(files=tuple(files)), *reports])
 
 
 class ItemWork:
@@ -195,7 +201,7 @@ class ItemWork:
             The part, its report, and the days as of whose end items can be looked up.
         """
         told = list(told)
-        plan, span = self._plan, self._plan.span
+        plan = self._plan
         facts = self._facts(number, [piece for _, piece in told if piece is not None])
         built = sorted({day for days, _ in told for day in days if self._is_built(day)})
         files = [
@@ -203,15 +209,16 @@ class ItemWork:
             for day in built
             if day in facts
         ]
-        before = [] if span.first is None else [span.first - 1]
-        for day in [*before, *built]:
+        # A sample asks for the day before its own, though nothing may have happened on it.
+        asked = {day - 1 for day in built} if looks_up_items(plan.specification) else set()
+        for day in sorted({*asked, *built}):
             items = self._as_of(facts, day)
-            if looks_up_items(plan.specification):
+            if day in asked:
                 path = lookup_path(plan.scratch / "items", day, number)
                 write_lookup(path, items, plan.specification.scenarios)
             if day in built:
                 files += self._samples(items, day, number)
-        return number, (Report(files=tuple(files)), (*before, *built))
+        return number, (Report(files=tuple(files)), tuple(sorted(asked)))
 
     def _is_built(self, day: int) -> bool:
         start, end = self._plan.span.bounds

@@ -17,12 +17,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import schema as s
+from pipeline.days import MS_PER_DAY, parse_day
 from pipeline.join.labels import OUTCOME_TIME_MS
+from pipeline.positions import IntArray
 from pipeline.specification import Specification
 
 POSITIVES: Final = "facts/positives"
@@ -85,31 +88,67 @@ class Facts:
     Attributes:
         positives: See `positives_schema`.
         behaviours: See `behaviours_schema`.
-        seen: See `seen_schema`; a user and a scenario may have several rows, of several days.
+        seen: See `seen_schema`; a row for each day, whose first millisecond is `timestamp_ms`.
+        lookback_days: How many days before its own a sample looks back; None for all.
     """
 
     positives: pl.DataFrame
     behaviours: pl.DataFrame
     seen: pl.DataFrame
+    lookback_days: int | None = None
+
+    def since(self, times: IntArray) -> IntArray | None:
+        """Returns [num_samples] times of the oldest facts that count, None if all of them do.
+
+        A build of all days has older facts at hand than one of a single day, and must not use them.
+
+        Args:
+            times: [num_samples] of the samples, milliseconds.
+        """
+        if self.lookback_days is None:
+            return None
+        return (times // MS_PER_DAY - self.lookback_days) * MS_PER_DAY
 
 
-def read_facts(paths: Sequence[tuple[str, str]], specification: Specification) -> Facts:
+def read_facts(
+    paths: Sequence[tuple[str, str]],
+    specification: Specification,
+    *,
+    lookback_days: int | None = None,
+) -> Facts:
     """Reads the facts of one part of the users.
 
     Args:
         paths: (kind, path) of the files.
         specification: Says which columns they have.
+        lookback_days: How many days before its own a sample looks back; None for all.
     """
     return Facts(
         positives=_read(paths, POSITIVES, positives_schema(specification)),
         behaviours=_read(paths, BEHAVIOURS, behaviours_schema(specification)),
-        seen=_read(paths, SEEN, seen_schema(specification)),
+        seen=_read_seen(paths, specification),
+        lookback_days=lookback_days,
     )
 
 
 def _read(paths: Sequence[tuple[str, str]], kind: str, schema: pa.Schema) -> pl.DataFrame:
     tables = [read_parquet(Path(path)) for name, path in paths if name == kind]
     return pl.DataFrame(pl.from_arrow(pa.concat_tables([schema.empty_table(), *tables])))
+
+
+def _read_seen(paths: Sequence[tuple[str, str]], specification: Specification) -> pl.DataFrame:
+    tables = [
+        seen_schema(specification)
+        .empty_table()
+        .append_column(s.TIMESTAMP_MS, pa.array([], pa.int64()))
+    ]
+    for kind, path in paths:
+        if kind == SEEN:
+            table = read_parquet(Path(path))
+            day = parse_day(Path(path).parent.name.removeprefix("dt="), where=path)
+            times = pa.array(np.full(table.num_rows, day * MS_PER_DAY))
+            tables.append(table.append_column(s.TIMESTAMP_MS, times))
+    return pl.DataFrame(pl.from_arrow(pa.concat_tables(tables)))
 
 
 def read_parquet(path: Path) -> pa.Table:

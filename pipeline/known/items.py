@@ -1,8 +1,9 @@
 """Items as of the end of a day: counts by scenario, newest columns, draws by exposure.
 
 An item's statistics are those of whole days: what is served tomorrow knows as much, and the live
-join too. Workers look items up in Arrow files that they map into memory, cut by the item's hash and
-sorted, so that a worker's memory does not grow with the number of items.
+join too. Workers look items up in Arrow files that they map into memory, cut by ranges of the
+item's hash and sorted by it, so that a worker's memory does not grow with the number of items, and
+all files together have one order, which a draw goes by, however many they are.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pipeline.known.facts import (
     newest,
 )
 from pipeline.positions import IntArray
-from pipeline.shuffle import hash_keys
+from pipeline.shuffle import hash_keys, range_of
 from pipeline.specification import Specification
 
 HASH: Final = "hash"
@@ -63,14 +64,16 @@ def count_items(
             *columns,
         )
         if columns
-        else _count(impressions, IMPRESSIONS, POSITIVE_COUNT)
+        else _count(
+            impressions, IMPRESSIONS, POSITIVE_COUNT, pl.col(s.TIMESTAMP_MS).max().alias(NEWEST_MS)
+        )
     )
     taken = _count(positives, POSITIVE_COUNT, IMPRESSIONS)
     return combine([shown, taken], specification)
 
 
-def _count(rows: pl.DataFrame, name: str, other: str) -> pl.DataFrame:
-    counted = rows.group_by(_KEYS).agg(pl.len().cast(pl.Int64).alias(name))
+def _count(rows: pl.DataFrame, name: str, other: str, *more: pl.Expr) -> pl.DataFrame:
+    counted = rows.group_by(_KEYS).agg(pl.len().cast(pl.Int64).alias(name), *more)
     return counted.with_columns(pl.lit(0, pl.Int64).alias(other))
 
 
@@ -157,7 +160,7 @@ class ItemLookup:
         """Opens the files of `write_lookup`.
 
         Args:
-            paths: One for each part of the items, in the order of parts.
+            paths: One for each part of the items, in the order of parts: of `range_of`.
             scenarios: As they were written.
         """
         self._codes = {name: code for code, name in enumerate(scenarios)}
@@ -197,7 +200,7 @@ class ItemLookup:
             return rows
         hashes = hash_keys(items.to_arrow())
         codes = scenarios.replace_strict(self._codes, return_dtype=pl.Int64).to_numpy()
-        parts = (hashes % np.uint64(self._num_parts)).astype(np.int64)
+        parts = range_of(hashes, self._num_parts)
         groups = parts * len(self._codes) + codes
         for group in np.unique(groups):
             found = self._slices.get(divmod(int(group), len(self._codes)))
@@ -266,6 +269,9 @@ class ItemLookup:
         Args:
             scenario: Its name; `exposure` must not be 0.
             fractions: [num_draws] uniform numbers in [0, 1).
+
+        Returns:
+            [num_draws] rows, the same items however many files there are.
         """
         parts = self._parts_of(scenario)
         ends = np.cumsum([part.exposure for part in parts])
@@ -300,17 +306,17 @@ class ItemDays:
             scenarios: As they were written.
         """
         self._folder, self._scenarios = folder, scenarios
-        self._days = sorted(days)
+        self._days = frozenset(days)
         self._open: dict[int, ItemLookup] = {}
 
     def before(self, day: int) -> ItemLookup:
-        """Returns the items as of the end of the newest known day before a day."""
-        earlier = [known for known in self._days if known < day]
-        chosen = earlier[-1] if earlier else -1
+        """Returns the items as of the end of the day before a day; none, if it has no files."""
+        chosen = day - 1
         if chosen not in self._open:
             if len(self._open) >= self._OPEN:
                 self._open.pop(next(iter(self._open)))
-            paths = sorted((self._folder / str(chosen)).glob("part-*.arrow")) if earlier else []
+            is_known = chosen in self._days
+            paths = sorted((self._folder / str(chosen)).glob("part-*.arrow")) if is_known else []
             self._open[chosen] = ItemLookup(paths, self._scenarios)
         return self._open[chosen]
 

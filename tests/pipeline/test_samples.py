@@ -21,6 +21,7 @@ from jobs.bench.synthetic import World, make_events, synthetic_specification
 from pipeline.manifest import read_manifest, sample_files
 from pipeline.samples import SamplesConfig, make_samples
 from pipeline.schema import InputError
+from pipeline.specification import Specification
 from tests.pipeline.event_log import START, event, specification
 
 LOCAL = PipelineOptions(["--runner=FnApiRunner"])
@@ -241,7 +242,9 @@ def test_a_run_killed_at_any_moment_leaves_the_former_output_whole(tmp_path) -> 
 def test_dask_gives_the_same_files(tmp_path) -> None:
     logs = write_logs(make_events(20_000, seed=7, world=SMALL), tmp_path / "logs", num_files=3)
     more = write_log(tmp_path / "logs" / "events-more.jsonl", LOG, BAD)
-    spec = synthetic_specification(statistics=True)
+    kinds = {"retrieval": {}, "scenario": {}, "pair": {}, "corpus": {}}
+    content = synthetic_specification(statistics=True).model_dump() | {"kinds": kinds}
+    spec = Specification.model_validate(content)
     logs = str(tmp_path / "logs")
     assert more.exists()
     run(logs, tmp_path / "local", spec=spec, num_parts=5)

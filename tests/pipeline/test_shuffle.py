@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +11,10 @@ from hypothesis import strategies as st
 from pipeline.shuffle import (
     cut_by_key,
     hash_keys,
+    mix_in,
+    range_of,
     read_pieces,
+    uniform,
     write_pieces,
 )
 
@@ -96,3 +101,35 @@ def test_pieces_are_joined_by_origin_in_whatever_order_they_come(tmp_path: Path)
         ).values()
     for arrived in (pieces, pieces[::-1], [pieces[1], pieces[2], pieces[0]]):
         assert read_pieces(arrived)["row"].to_pylist() == [0, 2, 10]
+
+
+def test_ranges_of_hashes_are_even_and_in_order() -> None:
+    keys = pa.array(range(80_000))
+    pieces = dict(cut_by_key(pa.table({"k": keys}), "k", num_parts=7, by_range=True))
+    hashes = [hash_keys(pieces[part]["k"]) for part in range(7)]
+    assert all(a.max() < b.min() for a, b in pairwise(hashes))
+    assert min(len(part) for part in hashes) > 10_900  # 11,429 +- 5 standard deviations of 99
+    ends = np.array([0, 2**63 - 1, 2**63, 2**64 - 1], np.uint64)
+    assert range_of(ends, 2).tolist() == [0, 0, 1, 1]
+
+
+def test_numbers_that_are_mixed_in_make_unrelated_uniform_numbers() -> None:
+    hashes = mix_in(mix_in(hash_keys(pa.array(range(1_000)))[:, None], np.arange(100)), 7)
+    numbers = uniform(hashes)
+    assert ((numbers >= 0) & (numbers < 1)).all()
+    # Of 100,000 in 64 bins: 63 degrees of freedom, more than 104 has a probability of a thousandth.
+    counts = np.bincount((numbers.ravel() * 64).astype(int), minlength=64)
+    assert ((counts - 1562.5) ** 2 / 1562.5).sum() < 104
+    for other in (numbers[1:, 1:], numbers[1:, :-1], numbers[:-1, 1:]):
+        pairs = numbers[:-1, :-1].ravel(), other.ravel()
+        assert abs(np.corrcoef(*pairs)[0, 1]) < 0.013  # 4 standard deviations
+    one = hash_keys(pa.array([1]))
+    assert len({mix_in(one, seed)[0] for seed in (0, 1, 2**64 - 1)}) == 3
+    assert mix_in(one, 3) != mix_in(mix_in(one, 1), 2)
+    assert uniform(np.array([2**64 - 1], np.uint64))[0] < 1
+
+
+def test_mixed_hashes_are_those_of_a_plain_loop() -> None:
+    for key, number in ((0, 0), (5, 1), (-3, 2**40)):
+        hashed = splitmix(key & _MASK) ^ splitmix(number)
+        assert mix_in(hash_keys(pa.array([key])), number)[0] == splitmix(hashed)
