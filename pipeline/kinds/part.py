@@ -154,7 +154,9 @@ def make_part(
         impressions=impressions,
         outcomes=outcomes,
         positives=label(impressions, outcomes, specification),
-        behaviours=_behaviours(unique, impressions, outcomes, specification),
+        behaviours=_behaviours(
+            _attach_properties(unique, specification, tables), impressions, outcomes, specification
+        ),
         facts=facts,
         counts=counts,
         outside=len(read) - num_duplicates - inside,
@@ -174,19 +176,30 @@ def _attach(rows: pl.DataFrame, specification: Specification, tables: Tables) ->
     return rows
 
 
+def _attach_properties(
+    events: pl.DataFrame, specification: Specification, tables: Tables
+) -> pl.DataFrame:
+    """Returns outcomes, with what the items' table says of their items as of their own time."""
+    rows = events.filter(pl.col(s.ACTION) != s.IMPRESSION)
+    behaviour, validity = specification.kinds.behaviour, specification.items
+    if behaviour is None or validity is None or tables.items is None:
+        return rows
+    names = [name for name in behaviour.properties if name in validity.columns]
+    return as_of(rows, tables.items, key=s.ITEM_ID, time=s.TIMESTAMP_MS, columns=names)
+
+
 def _behaviours(
-    events: pl.DataFrame,
+    rows: pl.DataFrame,
     impressions: pl.DataFrame,
     outcomes: pl.DataFrame,
     specification: Specification,
 ) -> pl.DataFrame:
     """Returns all outcomes; what a joined one does not say of its item, its impression does."""
     names = behaviours_schema(specification).names
-    rows = events.filter(pl.col(s.ACTION) != s.IMPRESSION)
     behaviour = specification.kinds.behaviour
     if behaviour is None:
         return rows.clear().select(n for n in names if n in rows.columns)
-    properties = [name for name in behaviour.properties if name in rows.columns]
+    properties = [name for name in behaviour.properties if name in specification.columns]
     if not properties:
         return rows.select(names)
     shown = impressions.select(

@@ -33,7 +33,7 @@ from pipeline.known.items import (
 from pipeline.known.tables import as_of, read_table
 from pipeline.manifest import OutputFile, Report
 from pipeline.shuffle import Piece, read_pieces, write_pieces
-from pipeline.write import write_day, write_part
+from pipeline.write import write_day, write_groups, write_part, write_slices
 
 if TYPE_CHECKING:
     from pipeline.build import Plan
@@ -76,7 +76,9 @@ class UserWork:
             plan.specification,
             span=plan.span,
             rules=JoinRules(plan.window_ms, plan.orphans),
-            facts=f.read_facts(plan.facts.get(number, ()), plan.specification),
+            facts=f.read_facts(
+                plan.facts.get(number, ()), plan.specification, lookback_days=plan.lookback_days
+            ),
             tables=self._tables(events),
         )
         files, waiting = self._samples(number, part)
@@ -116,20 +118,26 @@ class UserWork:
         self, number: int, part: UserPart
     ) -> tuple[list[OutputFile], list[tuple[str, str]]]:
         plan = self._plan
-        files, waiting = [], []
+        files: list[OutputFile] = []
+        waiting: list[tuple[str, str]] = []
         for name, kind in wanted(plan.specification).items():
-            if kind.of_users is None:
-                continue
-            samples = kind.of_users(part)
-            if not samples.num_rows:
+            if kind.in_slices is not None:
+                slices: Iterable[pa.Table] = kind.in_slices(part)
+            elif kind.of_users is not None:
+                slices = (rows for rows in [kind.of_users(part)] if rows.num_rows)
+            else:
                 continue
             if kind.needs_items(plan.specification):
                 path = plan.scratch / "asked" / name / f"part-{number:05d}.parquet"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                pq.write_table(samples, path, compression="lz4")
-                waiting.append((name, str(path)))
+                with path.open("wb") as sink:
+                    num_rows = write_groups(sink, slices, compression="lz4")
+                waiting += [(name, str(path))] if num_rows else []
+            elif kind.in_slices is not None:
+                files += write_slices(plan.folder, number, slices, kind=name)
             else:
-                files += write_part(plan.folder, number, samples, kind=name)
+                for rows in slices:
+                    files += write_part(plan.folder, number, rows, kind=name)
         return files, waiting
 
     def _facts(self, number: int, part: UserPart) -> list[OutputFile]:
@@ -163,14 +171,18 @@ class UserWork:
 
     def finish(self, number: int, waiting: Asked, days: Iterable[int]) -> Report:
         """Makes samples whole that waited for their items, and writes them."""
-        plan, files = self._plan, []
+        plan, files = self._plan, list[OutputFile]()
         items = ItemDays(plan.scratch / "items", days, plan.specification.scenarios)
         for name, path in waiting:
-            with_items = KINDS[name].with_items
+            in_slices, with_items = KINDS[name].in_slices, KINDS[name].with_items
             if with_items is None:
                 raise ValueError(f"{name} does not wait for items")
-            samples = with_items(f.read_parquet(Path(path)), plan.specification, items)
-            files += write_part(plan.folder, number, samples, kind=name)
+            if in_slices is not None:
+                whole = (with_items(rows, plan.specification, items) for rows in _groups(path))
+                files += write_slices(plan.folder, number, whole, kind=name)
+            else:
+                samples = with_items(f.read_parquet(Path(path)), plan.specification, items)
+                files += write_part(plan.folder, number, samples, kind=name)
         return Report(files=tuple(files))
 
 
@@ -252,6 +264,12 @@ class ItemWork:
                 if samples.num_rows:
                     files.append(write_day(plan.folder, name, day, number, samples))
         return files
+
+
+def _groups(path: str) -> Iterator[pa.Table]:
+    with pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            yield file.read_row_group(group)
 
 
 def _total(part: UserPart, name: str) -> int:

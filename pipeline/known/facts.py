@@ -22,7 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import schema as s
+from pipeline.days import MS_PER_DAY
 from pipeline.join import OUTCOME_TIME_MS
+from pipeline.shuffle import IntArray
 from pipeline.specification import Specification
 
 POSITIVES: Final = "facts/positives"
@@ -86,24 +88,45 @@ class Facts:
         positives: See `positives_schema`.
         behaviours: See `behaviours_schema`.
         seen: See `seen_schema`; a user and a scenario may have several rows, of several days.
+        lookback_days: How many days before its own a sample looks back; None for all.
     """
 
     positives: pl.DataFrame
     behaviours: pl.DataFrame
     seen: pl.DataFrame
+    lookback_days: int | None = None
+
+    def since(self, times: IntArray) -> IntArray | None:
+        """Returns [num_samples] times of the oldest facts that count, None if all of them do.
+
+        A build of all days has older facts at hand than one of a single day, and must not use them.
+
+        Args:
+            times: [num_samples] of the samples, milliseconds.
+        """
+        if self.lookback_days is None:
+            return None
+        return (times // MS_PER_DAY - self.lookback_days) * MS_PER_DAY
 
 
-def read_facts(paths: Sequence[tuple[str, str]], specification: Specification) -> Facts:
+def read_facts(
+    paths: Sequence[tuple[str, str]],
+    specification: Specification,
+    *,
+    lookback_days: int | None = None,
+) -> Facts:
     """Reads the facts of one part of the users.
 
     Args:
         paths: (kind, path) of the files.
         specification: Says which columns they have.
+        lookback_days: How many days before its own a sample looks back; None for all.
     """
     return Facts(
         positives=_read(paths, POSITIVES, positives_schema(specification)),
         behaviours=_read(paths, BEHAVIOURS, behaviours_schema(specification)),
         seen=_read(paths, SEEN, seen_schema(specification)),
+        lookback_days=lookback_days,
     )
 
 
