@@ -123,9 +123,8 @@ def _chosen(part: UserPart) -> pl.DataFrame:
     has = pl.col(_HAS).fill_null(False)  # noqa: FBT003 - polars takes it by position only
     if kind.idle_share < 1:
         # Not the hash of the id itself: where users are named as events are, it cuts the parts.
-        ids = rows.select(pl.concat_str(pl.lit("idle:"), s.EVENT_ID))[s.EVENT_ID]
-        limit = np.uint64(kind.idle_share * 2.0**64)
-        is_kept = hash_keys(ids.to_arrow()) < limit
+        ids = rows.select(pl.format("idle:{}", s.EVENT_ID)).to_series()
+        is_kept = hash_keys(ids.to_arrow()) < np.uint64(kind.idle_share * 2.0**64)
         rows = rows.filter(has | pl.Series(is_kept))
     weight = pl.when(has).then(1.0).otherwise(1.0 / kind.idle_share).cast(pl.Float32)
     labels = [_label(name, task) for name, task in kind.tasks.items()]

@@ -205,7 +205,7 @@ class ItemWork:
             The part, its report, and the days as of whose end items can be looked up.
         """
         told = list(told)
-        plan, span = self._plan, self._plan.span
+        plan = self._plan
         facts = self._facts(number, [piece for _, piece in told if piece is not None])
         built = sorted({day for days, _ in told for day in days if self._is_built(day)})
         files = [
@@ -213,15 +213,16 @@ class ItemWork:
             for day in built
             if day in facts
         ]
-        before = [] if span.first is None else [span.first - 1]
-        for day in [*before, *built]:
+        # A day looks back from the day before it, whether anything happened then or not.
+        known = sorted({*built, *(day - 1 for day in built)})
+        for day in known:
             items = self._as_of(facts, day)
             if looks_up_items(plan.specification):
                 path = lookup_path(plan.scratch / "items", day, number)
                 write_lookup(path, items, plan.specification.scenarios)
             if day in built:
                 files += self._samples(items, day, number)
-        return number, (Report(files=tuple(files)), (*before, *built))
+        return number, (Report(files=tuple(files)), tuple(known))
 
     def _is_built(self, day: int) -> bool:
         start, end = self._plan.span.bounds
