@@ -64,7 +64,7 @@ setup(
             for below in ("", ".*")
         ]
     ),
-    package_data={"jobs": ["configs/*.yaml", "demo/templates/*"]},
+    package_data={"jobs": ["configs/*.yaml", "demo/templates/*", "report/templates/*"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
     entry_points={"console_scripts": ["headrace=jobs.main:main"]},

@@ -7,6 +7,7 @@ embedded FnApiRunner does all in this process.
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 import time
 from collections.abc import Sequence
@@ -21,8 +22,9 @@ from rich.table import Table
 
 from jobs.main import run_job
 from jobs.settings import EXIT_DONE, add_config_arguments, load_settings
+from pipeline.events.repair import Repair
 from pipeline.manifest import Manifest
-from pipeline.samples import DayRange, SamplesConfig, make_samples
+from pipeline.samples import DayRange, SamplesConfig, make_samples, repair_samples
 from pipeline.schema import InputError
 from pipeline.specification import Specification
 
@@ -48,6 +50,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     days.add_argument("--from", dest="first", metavar="DAY", help="build missing days from this on")
     days.add_argument("--to", dest="last", metavar="DAY", help="to this; without it, --from alone")
     days.add_argument("--rebuild", action="store_true", help="build days that are there, too")
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="FILE",
+        help="write a page of all days: rows, rejects, missing values, new ids, drift",
+    )
+    parser.add_argument(
+        "--rejects",
+        type=Path,
+        metavar="DIR",
+        help="send rejected rows through again, a copy of OUTPUT/rejected in which `raw` was"
+        " repaired, or as it is after the specification was; days that they change are built again",
+    )
     args, beam_args = parser.parse_known_args(argv)
     settings = load_settings(args.config, args.overrides, _SECTIONS)
     wanted = _days(args)
@@ -56,19 +71,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console()
     console.print(f"reading {', '.join(config.inputs)} into {config.num_parts} parts of users")
     start = time.monotonic()
+    specification: Specification = settings["specification"]
+    say = functools.partial(console.print, "building", soft_wrap=True)
     with console.status("making samples"):
-        manifest = make_samples(
-            config,
-            settings["specification"],
-            options,
-            days=wanted,
-            on_build=lambda span: console.print(f"building {span}"),
-        )
+        if args.rejects is not None:
+            repaired, manifest = repair_samples(
+                config, specification, options, rejects=args.rejects, on_build=say
+            )
+            print_repair(console, repaired, args.rejects)
+        else:
+            manifest = make_samples(config, specification, options, days=wanted, on_build=say)
     print_counts(console, manifest, output=config.output, seconds=time.monotonic() - start)
+    if args.report is not None:
+        _write_report(specification, config.output, args.report)
+        console.print(f"report: {args.report}", soft_wrap=True)
     return EXIT_DONE
 
 
 def _days(args: argparse.Namespace) -> DayRange | None:
+    if args.rejects is not None and (args.first or args.last or args.rebuild):
+        raise InputError("--rejects: found --from, --to or --rebuild beside it; expected it alone")
     if args.first is not None:
         return DayRange(args.first, args.last or args.first, rebuild=args.rebuild)
     if args.last is not None or args.rebuild:
@@ -97,6 +119,27 @@ def _beam_options(arguments: Sequence[str]) -> PipelineOptions:
     if unknown and runner.rpartition(".")[2] in _LOCAL_RUNNERS:
         raise InputError(f"found {' '.join(unknown)}; expected options of headrace or of Beam")
     return options
+
+
+def _write_report(specification: Specification, output: Path, path: Path) -> None:
+    # Not at the top: drawing takes a second to import, and most runs draw nothing.
+    from jobs.report.days import report_of_days
+    from jobs.report.samples import write_report
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_report(report_of_days(specification, output), path)
+
+
+def print_repair(console: Console, repair: Repair, folder: Path) -> None:
+    """Prints what became of rejected rows."""
+    table = Table(title=f"rejected rows of {folder}", title_justify="left")
+    table.add_column("now")
+    table.add_column("rows", justify="right")
+    table.add_row("events", f"{repair.accepted:,}")
+    table.add_row("repaired before", f"{repair.known:,}")
+    for reason, count in sorted(repair.rejects.items()):
+        table.add_row(f"rejected: {reason}", f"{count:,}")
+    console.print(table)
 
 
 def print_counts(console: Console, manifest: Manifest, *, output: Path, seconds: float) -> None:

@@ -8,6 +8,7 @@ A sample passes the modules in this order:
     join                    impressions with their outcomes: labels
     history > retrieval     what was known *before* the event, never after: retrieval samples
     statistics              the same of items, which takes a second shuffle
+    checks/                 a day's samples against the last good days: rows, nulls, new ids, drift
     durable                 files that survive a power cut; one writer at a time
     manifest > write        counts; `dt=YYYY-MM-DD/` files and their manifest, atomically
     samples                 all of it wired together

@@ -24,13 +24,14 @@ from apache_beam.metrics import Metrics
 from apache_beam.pvalue import PCollection
 
 from pipeline import schema as s
+from pipeline.checks.days import merge_profiles, profile_path
 from pipeline.days import Span
 from pipeline.events.read import Split, fingerprint_file, read_split
 from pipeline.events.rejects import merge_rejects, spill_rejects
 from pipeline.events.validate import checks, count_reasons, needed_types, validate
 from pipeline.kinds.registry import counts_items
-from pipeline.kinds.work import Done, ItemWork, UserWork
-from pipeline.manifest import Report, merge_reports
+from pipeline.kinds.work import Done, ItemWork, UserWork, part_profile
+from pipeline.manifest import FACTS, Report, merge_reports
 from pipeline.shuffle import Origin, Piece, write_pieces
 from pipeline.specification import Specification
 
@@ -160,13 +161,25 @@ class BuildDays(beam.PTransform):
         ]
         if counts_items(self.plan.specification):
             reports += self._with_items(parts)
+        made = reports | "MadeReports" >> beam.Flatten()
+        profiled = (
+            made
+            | "FilesOfDays" >> beam.FlatMap(_files_of_days)
+            | "ByKindAndDay" >> beam.GroupByKey()
+            | "MergeProfiles" >> beam.MapTuple(self._merge_profiles)
+        )
         return (
-            reports
+            [made, profiled]
             | "AllReports" >> beam.Flatten()
             | "OneKey" >> beam.Map(_with_one_key)
             | "Gather" >> beam.GroupByKey()
             | "Merge" >> beam.MapTuple(_merge_group)
         )
+
+    def _merge_profiles(self, day: tuple[str, str], parts: Iterable[int]) -> Report:
+        paths = [part_profile(self.plan.scratch, *day, part) for part in parts]
+        merge_profiles(paths, profile_path(self.plan.folder, *day))
+        return Report()
 
     def _reject(self, blocks: PCollection) -> PCollection:
         return (
@@ -177,7 +190,7 @@ class BuildDays(beam.PTransform):
         )
 
     def _write_rejects(self, file_number: int, blocks: Iterable[tuple[Origin, int, str]]) -> Report:
-        merge_rejects(self.plan.folder, file_number, self.plan.files[file_number], sorted(blocks))
+        merge_rejects(self.plan.folder, self.plan.files[file_number], sorted(blocks))
         return Report()
 
     def _with_items(self, parts: PCollection) -> list[PCollection]:
@@ -235,6 +248,12 @@ def _report_items(_: int, made: tuple[Report, tuple[int, ...]]) -> Report:
 def _waiting(part: int, done: Done) -> Iterator[tuple[int, tuple[tuple[str, str], ...]]]:
     if done.waiting:
         yield part, done.waiting
+
+
+def _files_of_days(report: Report) -> Iterator[tuple[tuple[str, str], int]]:
+    for file in report.files:
+        if not file.kind.startswith(FACTS):
+            yield (file.kind, file.day), file.part
 
 
 def _with_one_key(report: Report) -> tuple[int, Report]:

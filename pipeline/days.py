@@ -10,10 +10,10 @@ import dataclasses
 import datetime
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Final
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import schema as s
@@ -22,6 +22,8 @@ from pipeline.manifest import Day, Manifest
 MS_PER_DAY: Final = 86_400_000
 WINDOWS_BEFORE: Final = 3
 """An outcome of the first window before a day may belong to an impression two windows older."""
+
+_FAST_CLOCK_MS = 3_600_000  # an event may be of tomorrow by its own clock
 
 _DATED = re.compile(r"(?:^|/)dt=(\d{4}-\d{2}-\d{2})(?=/)")
 
@@ -116,39 +118,38 @@ def _within(earlier: Day, day: Day, lookback_days: int | None) -> bool:
 
 
 def files_for(files: Iterable[str], span: Span) -> list[str]:
-    """Leaves out the logs that cannot have an event for a span, by their names or their footers.
+    """Leaves out the logs that cannot have an event for a span, by their footers or their names.
 
-    A path with `dt=YYYY-MM-DD/` has events of that day, and, by slow clocks and slow delivery, of
-    the day before and the day after it. Other Parquet files are known by the statistics of
-    `timestamp_ms`; files that say nothing are read.
+    Parquet files are known by the statistics of `timestamp_ms`. Of others, a path with
+    `dt=YYYY-MM-DD/` has events that arrived on that day: of it, and of the day before. Files that
+    say nothing are read.
     """
+    if span.first is None:
+        return list(files)
     start, end = span.reads
-    return (
-        [path for path in files if _may_have(path, start, end)]
-        if span.first is not None
-        else [*files]
-    )
+    return [path for path in files if _may_have(path, start, end)]
 
 
 def _may_have(path: str, start: int, end: int) -> bool:
-    if dated := _DATED.findall(path):
+    bounds = _known_bounds(path) if path.endswith(".parquet") else None
+    if bounds is None and (dated := _DATED.findall(path)):
         day = parse_day(dated[-1], where=path)
-        return start < (day + 2) * MS_PER_DAY and end > (day - 1) * MS_PER_DAY
-    if not path.endswith(".parquet"):
-        return True
-    metadata = pq.read_metadata(path)
+        bounds = (day - 1) * MS_PER_DAY, (day + 1) * MS_PER_DAY + _FAST_CLOCK_MS
+    return bounds is None or (bounds[0] < end and bounds[1] >= start)
+
+
+def _known_bounds(path: str) -> tuple[int, int] | None:
+    """Returns the smallest and the largest event time of a Parquet file, if its footer has them."""
+    try:
+        metadata = pq.read_metadata(path)
+    except (pa.ArrowException, OSError):
+        return None  # told when its columns are looked at
     names = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
     if s.TIMESTAMP_MS not in names:
-        return True
+        return None
     column = names.index(s.TIMESTAMP_MS)
     groups = [metadata.row_group(i).column(column) for i in range(metadata.num_row_groups)]
     known = [g.statistics for g in groups if g.is_stats_set and g.statistics.has_min_max]
-    integers = all(isinstance(stats.min, int) for stats in known)
-    if len(known) < len(groups) or not known or not integers:
-        return True
-    return min(stats.min for stats in known) < end and max(stats.max for stats in known) >= start
-
-
-def newest_path(folder: Path, kind: str, day: str, part: int) -> Path:
-    """Returns where the file of a kind, a day and a part stands in a run's folder."""
-    return folder / kind / f"dt={day}" / f"part-{part:05d}.parquet"
+    if len(known) < len(groups) or not all(isinstance(stats.min, int) for stats in known):
+        return None
+    return min((n.min for n in known), default=0), max((n.max for n in known), default=0)

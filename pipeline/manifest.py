@@ -17,6 +17,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pipeline.checks.drift import Finding
 from pipeline.schema import InputError
 
 MANIFEST_NAME: Final = "manifest.json"
@@ -70,12 +71,14 @@ class Day(_Entry):
         build: Number of the build that made it; a later one has a greater number.
         complete: Whether the logs reached far enough for all its outcomes.
         counts: Events of this day by what became of them, and rows by kind of sample.
+        findings: What its samples differ in from the days before it.
     """
 
     day: str
     build: int
     complete: bool
     counts: dict[str, int]
+    findings: list[Finding] = []
 
 
 class Build(_Entry):
@@ -216,13 +219,16 @@ def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     return dict(sorted(total.items()))
 
 
-def require_good_input(report: Report, *, max_reject_share: float, rejected: Path) -> None:
+def require_good_input(
+    report: Report, *, max_reject_share: float, rejected: Path, num_repaired: int = 0
+) -> None:
     """Lets a run pass only if its files were whole and few of its rows were rejected.
 
     Args:
         report: Of the whole run.
         max_reject_share: Largest part of the rows that may be rejected.
         rejected: Where the rejected rows were written, for the message.
+        num_repaired: How many of the rejected rows came a second time, repaired.
 
     Raises:
         InputError: If not; with the reasons and how often each was found.
@@ -230,6 +236,7 @@ def require_good_input(report: Report, *, max_reject_share: float, rejected: Pat
     if report.problems:
         raise InputError("\n".join(report.problems))
     num_rows, num_rejects = report.counts.get("events_read", 0), sum(report.rejects.values())
+    num_rejects -= min(num_repaired, num_rejects)
     if num_rejects <= max_reject_share * num_rows:
         return
     reasons = sorted(report.rejects.items(), key=lambda pair: (-pair[1], pair[0]))
@@ -238,7 +245,8 @@ def require_good_input(report: Report, *, max_reject_share: float, rejected: Pat
         f"samples.max_reject_share: found {num_rejects:,} of {num_rows:,} rows rejected"
         f" ({num_rejects / num_rows:.2%}); expected at most {max_reject_share:.2%}:\n"
         + "\n".join(lines)
-        + f"\nthe rows are in {rejected}; the former output is unchanged"
+        + f"\nthe rows are in {rejected}; the former output is unchanged; repair `raw` in a copy"
+        " and give that folder to --rejects, or raise the limit"
     )
 
 

@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import logging
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Literal
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline import schema as s
+from pipeline.account import account, built_days, with_findings
 from pipeline.build import BuildDays, Plan
+from pipeline.checks.days import PROFILES, check_days
+from pipeline.checks.drift import Finding
 from pipeline.days import (
-    MS_PER_DAY,
     Span,
     files_for,
     missing_days,
@@ -33,16 +34,15 @@ from pipeline.days import (
     runs_of,
 )
 from pipeline.events.read import find_files, plan_splits
+from pipeline.events.rejects import SUFFIX, name_of_rejects
+from pipeline.events.repair import Repair, count_repaired, repair, repaired_files
 from pipeline.events.validate import needed_types, required_columns
 from pipeline.kinds.registry import wanted
-from pipeline.known.tables import check_tables
+from pipeline.known.tables import find_tables
 from pipeline.manifest import (
     FACTS,
     REJECTED_NAME,
-    Build,
-    Day,
     Manifest,
-    OutputFile,
     Report,
     read_manifest,
     require_good_input,
@@ -51,8 +51,6 @@ from pipeline.specification import Specification
 from pipeline.write import Run, open_run
 
 logger = logging.getLogger(__name__)
-
-_PACKAGES: Final = ("headrace", "apache-beam", "pyarrow", "polars", "numpy")
 
 
 class SamplesConfig(BaseModel):
@@ -133,8 +131,8 @@ def make_samples(
         InputError: If a file is wrong as a whole, too many rows are rejected, or `config.output`
             cannot be written. A former output is unchanged then.
     """
-    files = find_files(config.inputs)
-    tables = _find_tables(config, specification)
+    files = [*find_files(config.inputs), *map(str, repaired_files(config.output))]
+    tables = find_tables(specification, users=config.users, items=config.items)
     if days is None:
         on_build("all days")
         span = Span(None, None, config.window_ms)
@@ -157,28 +155,60 @@ def make_samples(
     return manifest
 
 
-def _find_tables(
-    config: SamplesConfig, specification: Specification
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    found: list[tuple[str, ...]] = []
-    for name, declared, key in (
-        ("users", specification.users, s.USER_ID),
-        ("items", specification.items, s.ITEM_ID),
-    ):
-        paths: list[str] = getattr(config, name)
-        if declared is None:
-            if paths:
-                raise s.InputError(
-                    f"samples.{name}: found files, but no specification.{name}; expected both, or"
-                    " neither"
-                )
-            found.append(())
-            continue
-        files = tuple(find_files(paths)) if paths else ()
-        types = specification.column_types
-        check_tables(files, declared, (key, types[key]), where=f"samples.{name}")
-        found.append(files)
-    return found[0], found[1]
+def repair_samples(
+    config: SamplesConfig,
+    specification: Specification,
+    options: PipelineOptions,
+    *,
+    rejects: Path,
+    on_build: Callable[[str], None] = lambda _: None,
+) -> tuple[Repair, Manifest]:
+    """Sends rejected rows through again, and builds the days again that they change.
+
+    Args:
+        config: What to read, how to join, where to write.
+        specification: What samples are made of.
+        options: Beam's, with the runner.
+        rejects: A folder of rejected rows, repaired or not.
+        on_build: Called with the days of each build when it begins.
+
+    Returns:
+        What became of the rows, and the manifest of the output.
+
+    Raises:
+        InputError: As `make_samples` does, and if there are no rejected rows.
+    """
+    repaired = repair(
+        rejects,
+        config.output,
+        specification,
+        window_ms=config.window_ms,
+        outcomes_need_features=config.orphans == "keep",
+    )
+    manifest = read_manifest(config.output) if config.output.is_symlink() else None
+    if manifest is None or manifest.config != config.fingerprint(specification):
+        return repaired, make_samples(config, specification, options, on_build=on_build)
+    first = min(day.day for day in manifest.days)
+    for day in map(name_of, repaired.days):
+        if day >= first and not _knows_repairs(config, manifest, day):
+            days = DayRange(day, day, rebuild=True)
+            manifest = make_samples(config, specification, options, days=days, on_build=on_build)
+    return repaired, manifest
+
+
+def _knows_repairs(config: SamplesConfig, manifest: Manifest, day: str) -> bool:
+    """Says whether a day was built from all repaired rows that there are."""
+    number = parse_day(day, where="a day")
+    span = Span(number, number, config.window_ms)
+    wanted_files = files_for(map(str, repaired_files(config.output)), span)
+    builds = {each.day: each.build for each in manifest.days}
+    inputs = {
+        file.path
+        for build in manifest.builds
+        if build.number == builds.get(day)
+        for file in build.inputs
+    }
+    return inputs.issuperset(wanted_files)
 
 
 def _former(config: SamplesConfig, specification: Specification) -> Manifest | None:
@@ -261,13 +291,77 @@ def _build(
             report,
             max_reject_share=config.max_reject_share,
             rejected=run.folder / REJECTED_NAME,
+            num_repaired=count_repaired(repaired_files(config.output), chosen),
         )
-        manifest = _account(config, specification, report, span, former)
+        findings = _check(run, former, report, specification, span)
+        manifest = account(
+            report,
+            specification,
+            span=span,
+            former=former,
+            config=config.fingerprint(specification),
+            num_parts=config.num_parts,
+        )
+        manifest = with_findings(manifest, findings)
         _require_samples(manifest, report)
         if former is not None:
-            run.share(file for file in former.files if file in manifest.files)
+            run.share(file.path for file in former.files if file in manifest.files)
+            run.share(_other_rejects(run, chosen))
+            run.share(_other_profiles(run, set(findings)))
         run.commit(manifest)
     return manifest
+
+
+def _other_rejects(run: Run, logs: Sequence[str]) -> list[str]:
+    """Returns the rejects of logs that were not read now: days that stay were made of these."""
+    if run.former is None:
+        return []
+    read = {name_of_rejects(path) for path in logs}
+    files = sorted((run.former / REJECTED_NAME).glob(f"*{SUFFIX}"))
+    return [f"{REJECTED_NAME}/{file.name}" for file in files if file.name not in read]
+
+
+def _other_profiles(run: Run, built: set[str]) -> list[str]:
+    if run.former is None:
+        return []
+    files = sorted((run.former / PROFILES).glob("*/dt=*.json"))
+    return [
+        str(file.relative_to(run.former))
+        for file in files
+        if file.stem.removeprefix("dt=") not in built
+    ]
+
+
+def _check(
+    run: Run, former: Manifest | None, report: Report, specification: Specification, span: Span
+) -> dict[str, list[Finding]]:
+    """Compares the days that are built with those before them.
+
+    Raises:
+        InputError: If one differs by more than `specification.checks` lets pass.
+    """
+    built = sorted(built_days(report, span))
+    findings = check_days(
+        run.folder,
+        None if former is None else run.former,
+        specification,
+        kinds=list(wanted(specification)),
+        built=built,
+        stay=[] if former is None else [day.day for day in former.days if day.day not in built],
+    )
+    every = [finding for day in built for finding in findings[day]]
+    for finding in every:
+        if finding.severity == "warn":
+            logger.warning("%s", finding)
+    failed = [str(finding) for finding in every if finding.severity == "fail"]
+    if failed:
+        lines = "\n".join(f"  {line}" for line in failed)
+        raise s.InputError(
+            f"specification.checks: found {len(failed)} differences from the days before that are"
+            f" past their limit:\n{lines}\nexpected none: the former output is unchanged; what was"
+            f" built is in {run.folder} until the next run"
+        )
+    return findings
 
 
 def _facts(
@@ -283,78 +377,6 @@ def _facts(
             found = (file.kind, str(run.former / file.path))
             facts[file.part] = (*facts.get(file.part, ()), found)
     return facts
-
-
-def _account(
-    config: SamplesConfig,
-    specification: Specification,
-    report: Report,
-    span: Span,
-    former: Manifest | None,
-) -> Manifest:
-    """Returns the manifest of the days that are built now, and of those that stay."""
-    builds = [] if former is None else former.builds
-    number = max((build.number for build in builds), default=0) + 1
-    built = _built_days(report, span)
-    days = [
-        Day(
-            day=day,
-            build=number,
-            complete=_is_complete(day, report, config.window_ms),
-            counts=dict(report.days.get(day, {})) | _rows(report.files, day),
-        )
-        for day in built
-    ]
-    stay = [] if former is None else [day for day in former.days if day.day not in built]
-    files = [] if former is None else [file for file in former.files if file.day not in built]
-    numbers = {day.build for day in stay}
-    build = Build(
-        number=number,
-        days=str(span),
-        watermark_ms=report.watermark_ms,
-        counts=dict(report.counts) | _rows(report.files),
-        rejects=dict(report.rejects),
-        outcomes=dict(report.outcomes),
-        inputs=list(report.inputs),
-        versions={name: _version(name) for name in _PACKAGES},
-    )
-    kinds = wanted(specification).items()
-    return Manifest(
-        kinds={name: s.schema_fingerprint(kind.schema(specification)) for name, kind in kinds},
-        config=config.fingerprint(specification),
-        specification=specification.fingerprint,
-        num_parts=config.num_parts,
-        days=sorted([*stay, *days], key=lambda day: day.day),
-        builds=[*(build for build in builds if build.number in numbers), build],
-        files=sorted([*files, *report.files], key=lambda file: file.path),
-    )
-
-
-def _built_days(report: Report, span: Span) -> set[str]:
-    if span.first is None or span.last is None:
-        return {*report.days, *(file.day for file in report.files)}
-    return {name_of(day) for day in range(span.first, span.last + 1)}
-
-
-def _is_complete(day: str, report: Report, window_ms: int) -> bool:
-    end = (parse_day(day, where="a day") + 1) * MS_PER_DAY
-    return report.watermark_ms is not None and report.watermark_ms >= end + window_ms
-
-
-def _rows(files: Sequence[OutputFile], day: str | None = None) -> dict[str, int]:
-    """Returns the number of samples by kind."""
-    rows: dict[str, int] = {}
-    for file in files:
-        if not file.kind.startswith(FACTS) and day in (None, file.day):
-            rows[f"{file.kind} samples"] = rows.get(f"{file.kind} samples", 0) + file.rows
-    return rows
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _require_samples(manifest: Manifest, report: Report) -> None:

@@ -17,6 +17,7 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from pipeline import schema as s
+from pipeline.checks.limits import Checks
 from pipeline.declarations import ColumnType, Kinds, ScenarioViews, Section, ValidityTable
 
 IdType = Literal["int64", "string"]
@@ -114,6 +115,8 @@ class Specification(Section):
     """Features that are split by scenario, for the kinds `scenario` and `pair`."""
     tables: dict[str, TableSpec]
     features: Features
+    checks: Checks = Checks()
+    """What a day of samples may differ from the days before it."""
     titles: str | None = None
     """Event column with an item's title, shown by `headrace query`."""
     hard_negatives: str | None = None
@@ -305,6 +308,7 @@ class Specification(Section):
         # What is not used is no content: a later version may know of more.
         fields = type(self).model_fields
         unused = {n for n in _OPTIONAL if getattr(self, n) == fields[n].get_default()}
+        unused.add("checks")  # shapes no sample
         content = json.dumps(self.model_dump(mode="json", exclude=unused), sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 

@@ -72,17 +72,21 @@ class Run:
         """A folder for what this run needs while it is made."""
         return self.folder.with_name(f"{self.folder.name}.scratch")
 
-    def share(self, files: Iterable[OutputFile]) -> None:
-        """Takes over files of the former run as they are, without writing them again."""
+    def share(self, paths: Iterable[str]) -> None:
+        """Takes over files of the former run as they are, without writing them again.
+
+        Args:
+            paths: Relative to the run's folder.
+        """
         if self.former is None:
             raise ValueError("there is no former run")
-        for file in files:
-            path = self.folder / file.path
+        for name in paths:
+            path = self.folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                path.hardlink_to(self.former / file.path)
+                path.hardlink_to(self.former / name)
             except OSError:  # a file system without hard links
-                shutil.copyfile(self.former / file.path, path)
+                shutil.copyfile(self.former / name, path)
                 durable.sync(path)
 
     def commit(self, manifest: Manifest) -> None:
@@ -167,43 +171,38 @@ def write_part(
         samples: Rows sorted by (timestamp_ms, event_id).
         kind: The kind of sample.
     """
+    return [write_day(folder, kind, day, part, rows) for day, rows in by_day(samples)]
+
+
+def by_day(samples: pa.Table) -> Iterator[tuple[int, pa.Table]]:
+    """Yields each UTC day and its rows, of samples in the order of time."""
     days = samples[s.TIMESTAMP_MS].to_numpy() // MS_PER_DAY
     starts = np.flatnonzero(np.diff(days, prepend=-1))
     ends = np.append(starts, len(days))[1:]
-    return [
-        write_day(folder, kind, int(days[start]), part, samples.slice(start, end - start))
-        for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
-    ]
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        yield int(days[start]), samples.slice(start, end - start)
+
+
+def slices_by_day(slices: Iterable[pa.Table]) -> Iterator[tuple[int, Iterator[pa.Table]]]:
+    """Yields each UTC day and its slices, one after another; each has rows of one day."""
+    yield from itertools.groupby(
+        slices, lambda rows: int(rows[s.TIMESTAMP_MS][0].as_py() // MS_PER_DAY)
+    )
 
 
 def write_slices(
-    folder: Path, part: int, slices: Iterable[pa.Table], *, kind: str
-) -> Iterator[OutputFile]:
-    """Writes samples that come a slice at a time, which is a row group; see `write_part`.
-
-    Args:
-        folder: The run's folder.
-        part: Shard of the user ids.
-        slices: Rows of one day each, not empty, sorted by (timestamp_ms, event_id) over all.
-        kind: The kind of sample.
-
-    Yields:
-        Each file when it is whole.
-    """
-    for day, rows in itertools.groupby(slices, _day_of):
-        path = day_path(kind, day, part)
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        with durable.replacing(folder / path) as sink:
-            num_rows = write_groups(sink, rows, **_PARQUET)
-        with (folder / path).open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        yield OutputFile(
-            path=path, kind=kind, day=name_of(day), part=part, rows=num_rows, sha256=digest
-        )
-
-
-def _day_of(rows: pa.Table) -> int:
-    return int(rows[s.TIMESTAMP_MS][0].as_py() // MS_PER_DAY)
+    folder: Path, kind: str, day: int, part: int, slices: Iterable[pa.Table]
+) -> OutputFile:
+    """Writes one file of rows that come a slice at a time, each a row group; see `write_day`."""
+    path = day_path(kind, day, part)
+    (folder / path).parent.mkdir(parents=True, exist_ok=True)
+    with durable.replacing(folder / path) as sink:
+        num_rows = write_groups(sink, slices, **_PARQUET)
+    with (folder / path).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return OutputFile(
+        path=path, kind=kind, day=name_of(day), part=part, rows=num_rows, sha256=digest
+    )
 
 
 def write_groups(sink: BinaryIO, tables: Iterable[pa.Table], **options: Any) -> int:

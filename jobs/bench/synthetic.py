@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline import schema as s
 from pipeline.specification import Specification
@@ -15,11 +17,12 @@ from pipeline.specification import Specification
 START_MS: Final = 1_767_225_600_000
 """2026-01-01T00:00:00Z"""
 
-SCENARIOS: Final = ("feed", "search", "video")
-_SCENARIO_SHARES = (0.6, 0.25, 0.15)
+SCENARIOS: Final = ("feed", "search", "video", "home", "detail")
+_SCENARIO_SHARES = (0.4, 0.2, 0.15, 0.15, 0.1)
 _OUTCOME_SHARE = 0.3
 _LATE_SHARE, _EARLY_SHARE, _ORPHAN_SHARE, _DUPLICATE_SHARE = 0.03, 0.01, 0.01, 0.02
 _MEAN_DELAY_MS = 60_000.0
+_EVENTS_PER_FILE = 2_000_000
 
 Ints = npt.NDArray[np.int64]
 
@@ -42,7 +45,7 @@ class World:
 
 
 def synthetic_specification(*, statistics: bool = False) -> Specification:
-    """Returns a specification for these events: two scenarios by clicks, one by play share."""
+    """Returns a specification for these events: four scenarios by clicks, one by play share."""
     table = {"buckets": 1024, "dim": 8}
     candidate = [{"name": s.ITEM_ID, "kind": "id", "table": "items"}]
     if statistics:
@@ -67,46 +70,69 @@ def synthetic_specification(*, statistics: bool = False) -> Specification:
     )
 
 
-def make_events(num_events: int, *, seed: int, world: World | None = None) -> pa.Table:
+def make_events(
+    num_events: int, *, seed: int, world: World | None = None, chunk: tuple[int, int] = (0, 1)
+) -> pa.Table:
     """Returns a log in no order, equal for equal arguments.
 
     Args:
         num_events: Number of rows, duplicates included.
         seed: Of all that is random.
         world: Its size.
+        chunk: Which of how many stretches of time the impressions fall into; all chunks together,
+            of equal sizes, are one log, in which users and items are equally popular throughout.
 
     Returns:
         [num_events] rows of the fixed event columns.
     """
     world = world or World()
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([seed, chunk[0]] if chunk[1] > 1 else seed)
     num_duplicates = int(num_events * _DUPLICATE_SHARE)
     num_unique = num_events - num_duplicates
     num_impressions = int(np.ceil(num_unique / (1 + _OUTCOME_SHARE)))
-    shown = _impressions(num_impressions, rng=rng, world=world)
+    shown = _impressions(num_impressions, rng=rng, world=world, chunk=chunk, seed=seed)
     source = rng.choice(num_impressions, num_unique - num_impressions, replace=False)
     taken = _outcomes(shown, source, rng=rng, world=world)
     columns = {name: np.concatenate([shown[name], taken[name]]) for name in shown}
     order = rng.permutation(
         np.concatenate([np.arange(num_unique), rng.choice(num_unique, num_duplicates)])
     )
-    return _to_table({name: column[order] for name, column in columns.items()}, order)
+    numbers = order + chunk[0] * num_unique
+    return _to_table({name: column[order] for name, column in columns.items()}, numbers)
 
 
-def _zipf(size: int, count: int, rng: np.random.Generator) -> Ints:
+def write_synthetic_logs(
+    folder: Path, num_events: int, *, seed: int, world: World | None = None
+) -> str:
+    """Writes a log as Parquet files, each of a stretch of time; returns their glob."""
+    num_files = max(4, round(num_events / _EVENTS_PER_FILE))
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(num_files):
+        rows = num_events // num_files
+        events = make_events(rows, seed=seed, world=world, chunk=(number, num_files))
+        pq.write_table(events, folder / f"events-{number:04d}.parquet", row_group_size=1 << 18)
+    return str(folder / "events-*.parquet")
+
+
+def _zipf(size: int, count: int, rng: np.random.Generator, names: np.random.Generator) -> Ints:
     weights = 1.0 / np.arange(1, size + 1)
     ranks = np.searchsorted(np.cumsum(weights / weights.sum()), rng.random(count))
-    return rng.permutation(size)[np.minimum(ranks, size - 1)].astype(np.int64)
+    return names.permutation(size)[np.minimum(ranks, size - 1)].astype(np.int64)
 
 
 def _impressions(
-    count: int, *, rng: np.random.Generator, world: World
+    count: int, *, rng: np.random.Generator, world: World, chunk: tuple[int, int], seed: int
 ) -> dict[str, npt.NDArray[Any]]:
+    number, num_chunks = chunk
+    names = np.random.default_rng([seed, 1])  # which user, which item is the most popular
+    length = world.days * 86_400_000 // num_chunks
+    requests = np.sort(rng.integers(0, length - 3, count // 4 + 1)).repeat(4)[:count]
+    times = requests + np.arange(count) % 4  # no two of one item at one time
     return {
-        s.REQUEST_ID: np.arange(count) // 4,
-        s.TIMESTAMP_MS: START_MS + rng.integers(0, world.days * 86_400_000, count),
-        s.USER_ID: _zipf(world.num_users, count // 4 + 1, rng).repeat(4)[:count],
-        s.ITEM_ID: _zipf(world.num_items, count, rng),
+        s.REQUEST_ID: number * count + np.arange(count) // 4,
+        s.TIMESTAMP_MS: START_MS + number * length + times,
+        s.USER_ID: _zipf(world.num_users, count // 4 + 1, rng, names).repeat(4)[:count],
+        s.ITEM_ID: _zipf(world.num_items, count, rng, names),
         s.SCENARIO: rng.choice(len(SCENARIOS), count, p=_SCENARIO_SHARES),
         s.ACTION: np.zeros(count, np.int64),
         s.PLAY_SECONDS: np.full(count, np.nan),
@@ -131,7 +157,7 @@ def _outcomes(
     is_orphan = fate > 1 - _ORPHAN_SHARE
     delay = np.where(is_late, world.window_ms + 1 + delay, np.where(is_early, -1 - delay, delay))
     taken[s.TIMESTAMP_MS] = taken[s.TIMESTAMP_MS] + delay
-    taken[s.REQUEST_ID] = np.where(is_orphan, -1 - np.arange(count), taken[s.REQUEST_ID])
+    taken[s.REQUEST_ID] = np.where(is_orphan, -1 - taken[s.REQUEST_ID], taken[s.REQUEST_ID])
     is_play = taken[s.SCENARIO] == SCENARIOS.index("video")
     other = rng.choice([1, 2, 4], count, p=[0.8, 0.1, 0.1])
     taken[s.ACTION] = np.where(is_play, s.ACTIONS.index("play"), other)

@@ -7,39 +7,19 @@
 from __future__ import annotations
 
 import dataclasses
-import io
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import matplotlib as mpl
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from jobs.report.page import INK, page_style, svg, write_page
 from models.evaluate import Evaluation
 
-# Drawn in this colour, then replaced by the page's own: light and dark both fit.
-_INK: Final = "#123456"
 _POPULARITY, _PLAIN, _LOGQ = "#8a8f98", "#d98032", "#2f7fd1"
 _DECILE_CUTOFF: Final = 50
-_SVG_STYLE: Final = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "headrace",
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "text.color": _INK,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.7,
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -201,28 +181,18 @@ COLOURS: Final = {"popularity": _POPULARITY, "plain": _PLAIN, "logq": _LOGQ}
 def write_report(report: Report, path: Path) -> None:
     """Writes the page."""
     folder = Path(__file__).parent / "templates"
-    environment = Environment(
-        loader=FileSystemLoader(folder),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["thousands"] = lambda number: f"{number:,}"
-    environment.filters["decimal"] = lambda number, places=3: f"{number:.{places}f}"
-    template = environment.get_template("report.html.j2")
-    path.write_text(template.render(report=report, figures=figures(report)), encoding="utf-8")
+    write_page(path, folder / "report.html.j2", report=report, figures=figures(report))
 
 
 def figures(report: Report) -> dict[str, Markup]:
     """Draws every figure; returns inline SVG by name."""
-    with mpl.rc_context(_SVG_STYLE):
+    with page_style():
         return {
-            "loss": _svg(_loss_curves(report.runs), "Training loss over samples"),
-            "frequency": _svg(
+            "loss": svg(_loss_curves(report.runs), "Training loss over samples"),
+            "frequency": svg(
                 _frequency_scatter(report.frequencies), "Estimated against true frequency"
             ),
-            "deciles": _svg(_decile_bars(report.methods), "Hit rate by decile of popularity"),
+            "deciles": svg(_decile_bars(report.methods), "Hit rate by decile of popularity"),
         }
 
 
@@ -243,7 +213,7 @@ def _frequency_scatter(frequencies: Frequencies) -> Figure:
     figure = Figure(figsize=(4.6, 3.9), layout="constrained")
     axes = figure.subplots()
     lowest = min(frequencies.true.min(), frequencies.estimated.min())
-    axes.plot([lowest, 1], [lowest, 1], color=_INK, linewidth=0.8, linestyle=(0, (4, 3)))
+    axes.plot([lowest, 1], [lowest, 1], color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
     axes.scatter(
         frequencies.true,
         frequencies.estimated,
@@ -273,17 +243,3 @@ def _decile_bars(methods: Sequence[Method]) -> Figure:
     axes.grid(axis="y", alpha=0.15)
     axes.legend(frameon=False)
     return figure
-
-
-def _svg(figure: Figure, title: str) -> Markup:
-    """Returns a figure as inline SVG in the page's own ink, sized by the page."""
-    FigureCanvasSVG(figure)
-    out = io.StringIO()
-    metadata: dict[str, Any] = {"Date": None, "Creator": None, "Format": None, "Type": None}
-    figure.savefig(out, format="svg", transparent=True, metadata=metadata)
-    text = out.getvalue()
-    text = text[text.index("<svg") :].replace(_INK, "currentColor")
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)
-    label = f'<svg role="img" aria-label="{Markup.escape(title)}"'
-    return Markup(text.replace("<svg", label, 1))

@@ -7,6 +7,7 @@ that no byte is lost.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -41,14 +42,11 @@ def spill_rejects(path: Path, rejects: Sequence[Reject]) -> str:
     return str(path)
 
 
-def merge_rejects(
-    folder: Path, file_number: int, file: str, blocks: Iterable[tuple[Origin, int, str]]
-) -> None:
+def merge_rejects(folder: Path, file: str, blocks: Iterable[tuple[Origin, int, str]]) -> None:
     """Writes the rejects of one log, if there are any, to `rejected/`, rows counted from 1.
 
     Args:
         folder: The run's folder.
-        file_number: Position of the log, which names the file of rejects.
         file: The log.
         blocks: Origin, number of lines, and spilled rejects of each block of the log, in order.
     """
@@ -60,9 +58,15 @@ def merge_rejects(
                 lines.append(json.dumps(reject | {"row": before + reject["row"] + 1}))
         before += num_lines
     if lines:
-        merged = folder / REJECTED_NAME / f"part-{file_number:05d}{SUFFIX}"
+        merged = folder / REJECTED_NAME / name_of_rejects(file)
         merged.parent.mkdir(parents=True, exist_ok=True)
         durable.write(merged, "\n".join(lines) + "\n", sync_folder=False)
+
+
+def name_of_rejects(file: str) -> str:
+    """Returns the name of the file with a log's rejects: the same in every build that reads it."""
+    digest = hashlib.sha256(file.encode()).hexdigest()[:8]
+    return f"{Path(file).name}-{digest}{SUFFIX}"
 
 
 def read_rejects(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:

@@ -7,6 +7,7 @@ Pure functions make the rows; this reads what they need and writes what they giv
 from __future__ import annotations
 
 import dataclasses
+import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -16,7 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import schema as s
-from pipeline.days import MS_PER_DAY, parse_day
+from pipeline.checks.days import profile_path, profile_samples, write_profiles
+from pipeline.checks.profile import Profile
+from pipeline.days import MS_PER_DAY, name_of, parse_day
 from pipeline.join import OUTCOME_TIME_MS
 from pipeline.kinds.part import DAY, JoinRules, Tables, UserPart, days_of, make_part
 from pipeline.kinds.registry import KINDS, counts_items, looks_up_items, wanted
@@ -33,7 +36,7 @@ from pipeline.known.items import (
 from pipeline.known.tables import as_of, read_table
 from pipeline.manifest import OutputFile, Report
 from pipeline.shuffle import Piece, read_pieces, write_pieces
-from pipeline.write import write_day, write_groups, write_part, write_slices
+from pipeline.write import by_day, slices_by_day, write_day, write_groups, write_slices
 
 if TYPE_CHECKING:
     from pipeline.build import Plan
@@ -130,14 +133,17 @@ class UserWork:
             if kind.needs_items(plan.specification):
                 path = plan.scratch / "asked" / name / f"part-{number:05d}.parquet"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                with path.open("wb") as sink:
+                # Aside first: a runner that lost a worker may do this again while others read.
+                aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+                with aside.open("wb") as sink:
                     num_rows = write_groups(sink, slices, compression="lz4")
+                aside.replace(path)
                 waiting += [(name, str(path))] if num_rows else []
             elif kind.in_slices is not None:
-                files += write_slices(plan.folder, number, slices, kind=name)
+                files += _write_slices(plan, name, number, slices)
             else:
                 for rows in slices:
-                    files += write_part(plan.folder, number, rows, kind=name)
+                    files += _write(plan, name, number, rows)
         return files, waiting
 
     def _facts(self, number: int, part: UserPart) -> list[OutputFile]:
@@ -179,10 +185,10 @@ class UserWork:
                 raise ValueError(f"{name} does not wait for items")
             if in_slices is not None:
                 whole = (with_items(rows, plan.specification, items) for rows in _groups(path))
-                files += write_slices(plan.folder, number, whole, kind=name)
+                files += _write_slices(plan, name, number, whole)
             else:
                 samples = with_items(f.read_parquet(Path(path)), plan.specification, items)
-                files += write_part(plan.folder, number, samples, kind=name)
+                files += _write(plan, name, number, samples)
         return Report(files=tuple(files))
 
 
@@ -263,7 +269,7 @@ class ItemWork:
             if kind.of_items is not None:
                 samples = kind.of_items(items, plan.specification, day)
                 if samples.num_rows:
-                    files.append(write_day(plan.folder, name, day, number, samples))
+                    files += _write(plan, name, number, samples)
         return files
 
 
@@ -271,6 +277,37 @@ def _groups(path: str) -> Iterator[pa.Table]:
     with pq.ParquetFile(path) as file:
         for group in range(file.num_row_groups):
             yield file.read_row_group(group)
+
+
+def _write(plan: Plan, kind: str, number: int, samples: pa.Table) -> list[OutputFile]:
+    """Writes samples, and profiles of them, a file for each day."""
+    files = []
+    for day, rows in by_day(samples):
+        files.append(write_day(plan.folder, kind, day, number, rows))
+        path = part_profile(plan.scratch, kind, name_of(day), number)
+        write_profiles(path, [profile_samples(rows, plan.specification)])
+    return files
+
+
+def _write_slices(
+    plan: Plan, kind: str, number: int, slices: Iterable[pa.Table]
+) -> Iterator[OutputFile]:
+    """Does the same with samples that come a slice at a time."""
+    for day, rows in slices_by_day(slices):
+        found: list[Profile] = []
+        yield write_slices(plan.folder, kind, day, number, _profiled(rows, plan, found))
+        write_profiles(part_profile(plan.scratch, kind, name_of(day), number), found)
+
+
+def _profiled(slices: Iterable[pa.Table], plan: Plan, found: list[Profile]) -> Iterator[pa.Table]:
+    for rows in slices:
+        found.append(profile_samples(rows, plan.specification))
+        yield rows
+
+
+def part_profile(scratch: Path, kind: str, day: str, number: int) -> Path:
+    """Returns where the profile of one part of a day's samples waits for those of the others."""
+    return profile_path(scratch, kind, day).with_suffix("") / f"{number:05d}.json"
 
 
 def _total(part: UserPart, name: str) -> int:

@@ -10,9 +10,39 @@ import pyarrow.parquet as pq
 
 from pipeline import schema as s
 from pipeline.declarations import ValidityTable
-from pipeline.events.read import is_accepted
+from pipeline.events.read import find_files, is_accepted
+from pipeline.specification import Specification
 
 _SHOWN = 5
+
+
+def find_tables(
+    specification: Specification, *, users: Sequence[str], items: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns the files of the users' and the items' table, none of one that is not declared.
+
+    Raises:
+        InputError: If a table is declared and its files are not there, or not as declared, or the
+            other way round.
+    """
+    found: list[tuple[str, ...]] = []
+    for name, paths, declared, key in (
+        ("users", users, specification.users, s.USER_ID),
+        ("items", items, specification.items, s.ITEM_ID),
+    ):
+        if declared is None:
+            if paths:
+                raise s.InputError(
+                    f"samples.{name}: found files, but no specification.{name}; expected both, or"
+                    " neither"
+                )
+            found.append(())
+            continue
+        files = tuple(find_files(paths)) if paths else ()
+        types = specification.column_types
+        check_tables(files, declared, (key, types[key]), where=f"samples.{name}")
+        found.append(files)
+    return found[0], found[1]
 
 
 def check_tables(

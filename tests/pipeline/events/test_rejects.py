@@ -16,23 +16,23 @@ def merged(folder: Path) -> None:
     first = spill_rejects(folder / "a.jsonl", [Reject(1, "not_json", "d", RAW)])
     second = spill_rejects(folder / "b.jsonl", [Reject(0, "wrong_type", "e", b"x" * 1000)])
     blocks = [((7, 0, 0), 5, first), ((7, 1, 0), 3, ""), ((7, 2, 0), 1, second)]
-    merge_rejects(folder / "run", 7, "log.jsonl", blocks)
+    merge_rejects(folder / "run", "logs/log.jsonl", blocks)
 
 
 def test_rejects_have_the_row_of_their_file_and_every_byte(tmp_path: Path) -> None:
     merged(tmp_path)
-    path = tmp_path / "run" / "rejected" / "part-00007.jsonl"
+    (path,) = (tmp_path / "run" / "rejected").glob("log.jsonl-*.jsonl")
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(row["file"], row["row"], row["reason"]) for row in rows] == [
-        ("log.jsonl", 2, "not_json"),
-        ("log.jsonl", 9, "wrong_type"),
+        ("logs/log.jsonl", 2, "not_json"),
+        ("logs/log.jsonl", 9, "wrong_type"),
     ]
     read = [reject["raw"] for _, reject in read_rejects(tmp_path / "run")]
     assert read == [RAW, b"x" * 1000]
 
 
 def test_a_log_without_rejects_has_no_file(tmp_path: Path) -> None:
-    merge_rejects(tmp_path, 0, "log.jsonl", [((0, 0, 0), 5, spill_rejects(tmp_path / "a", []))])
+    merge_rejects(tmp_path, "log.jsonl", [((0, 0, 0), 5, spill_rejects(tmp_path / "a", []))])
     assert list(tmp_path.iterdir()) == []
 
 

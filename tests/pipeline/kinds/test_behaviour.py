@@ -16,7 +16,7 @@ from pipeline.days import Span
 from pipeline.kinds import behaviour
 from pipeline.kinds.part import JoinRules, Tables, UserPart, make_part
 from pipeline.known.facts import read_facts
-from pipeline.write import write_slices
+from pipeline.write import slices_by_day, write_slices
 from tests.pipeline.event_log import START, event, specification
 
 WINDOW_MS = 50
@@ -216,7 +216,10 @@ def test_files_are_written_in_slices_that_a_day_decides_alone(tmp_path, monkeypa
     events = [event(f"e{n:02}", n * DAY // 9, n % 2, n) for n in range(20)]
     events += [event(f"t{n:02}", n * DAY // 9 + 5, n % 2, n, "click") for n in range(20)]
     part = make_whole(events, declared())
-    files = list(write_slices(tmp_path, 3, behaviour.make(part), kind="behaviour"))
+    files = [
+        write_slices(tmp_path, "behaviour", day, 3, slices)
+        for day, slices in slices_by_day(behaviour.make(part))
+    ]
     assert [(file.day, file.rows) for file in files] == [
         ("2026-01-01", 9),
         ("2026-01-02", 9),
