@@ -8,7 +8,8 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
-CACHE = Path(__file__).resolve().parents[2] / ".cache" / "prism"
+_PROJECT = Path(__file__).resolve().parents[2]
+CACHE = Path(os.environ.get("HEADRACE_CACHE") or _PROJECT / ".cache") / "prism"
 
 
 class PrismMissingError(Exception):
