@@ -5,7 +5,8 @@ A sample passes the modules in this order:
     schema, specification   the contract: what an event, a sample and a feature are
     events/                 files to Arrow tables; every bad row is a reject with a reason
     shuffle                 tables cut by key hash, so that one part fits in memory
-    join                    impressions with their outcomes: labels
+    positions               what "before" means
+    join/                   impressions with their outcomes: labels; the same for a live log
     history > retrieval     what was known *before* the event, never after: retrieval samples
     statistics              the same of items, which takes a second shuffle
     checks/                 a day's samples against the last good days: rows, nulls, new ids, drift

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from pipeline import schema as s
+from pipeline.checks.days import PROFILES
 from pipeline.checks.drift import Finding
 from pipeline.days import MS_PER_DAY, Span, name_of, parse_day
+from pipeline.events.rejects import SUFFIX, name_of_rejects
 from pipeline.kinds.registry import wanted
-from pipeline.manifest import FACTS, Build, Day, Manifest, OutputFile, Report
+from pipeline.manifest import FACTS, REJECTED_NAME, Build, Day, Manifest, OutputFile, Report
 from pipeline.specification import Specification
+from pipeline.write import Run
 
 _PACKAGES: Final = ("headrace", "apache-beam", "pyarrow", "polars", "numpy")
 
@@ -113,3 +116,46 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+
+
+def shared_files(
+    run: Run, manifest: Manifest, former: Manifest, logs: Sequence[str]
+) -> Iterator[str]:
+    """Yields the files that a run shares with the one before it: those of days that stay.
+
+    Rejects of logs that were not read now are among them, since days that stay were made of these.
+
+    Args:
+        run: The run that is made.
+        manifest: Its account.
+        former: The account of the run before it.
+        logs: What was read now.
+    """
+    if run.former is None:
+        return
+    files = set(manifest.files)
+    yield from (file.path for file in former.files if file in files)
+    read = {name_of_rejects(path) for path in logs}
+    for path in sorted((run.former / REJECTED_NAME).glob(f"*{SUFFIX}")):
+        if path.name not in read:
+            yield f"{REJECTED_NAME}/{path.name}"
+    builds = {day.day: day.build for day in manifest.days}
+    newest = max(builds.values(), default=0)
+    for path in sorted((run.former / PROFILES).glob("*/dt=*.json")):
+        if builds.get(path.stem.removeprefix("dt="), newest) != newest:
+            yield str(path.relative_to(run.former))
+
+
+def facts_for(
+    run: Run, former: Manifest | None, span: Span, *, lookback_days: int | None
+) -> dict[int, tuple[tuple[str, str], ...]]:
+    """Returns (kind, path) of the facts of the days that a build looks back to, by part."""
+    if former is None or run.former is None or span.first is None:
+        return {}
+    oldest = "" if lookback_days is None else name_of(span.first - lookback_days)
+    facts: dict[int, tuple[tuple[str, str], ...]] = {}
+    for file in former.files:
+        if file.kind.startswith(FACTS) and oldest <= file.day < name_of(span.first):
+            found = (file.kind, str(run.former / file.path))
+            facts[file.part] = (*facts.get(file.part, ()), found)
+    return facts

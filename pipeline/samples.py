@@ -20,9 +20,9 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline import schema as s
-from pipeline.account import account, built_days, with_findings
+from pipeline.account import account, built_days, facts_for, shared_files, with_findings
 from pipeline.build import BuildDays, Plan
-from pipeline.checks.days import PROFILES, check_days
+from pipeline.checks.days import check_days
 from pipeline.checks.drift import Finding
 from pipeline.days import (
     Span,
@@ -34,13 +34,11 @@ from pipeline.days import (
     runs_of,
 )
 from pipeline.events.read import find_files, plan_splits
-from pipeline.events.rejects import SUFFIX, name_of_rejects
 from pipeline.events.repair import Repair, count_repaired, repair, repaired_files
 from pipeline.events.validate import needed_types, required_columns
 from pipeline.kinds.registry import wanted
 from pipeline.known.tables import find_tables
 from pipeline.manifest import (
-    FACTS,
     REJECTED_NAME,
     Manifest,
     Report,
@@ -188,9 +186,9 @@ def repair_samples(
     manifest = read_manifest(config.output) if config.output.is_symlink() else None
     if manifest is None or manifest.config != config.fingerprint(specification):
         return repaired, make_samples(config, specification, options, on_build=on_build)
-    first = min(day.day for day in manifest.days)
+    there = {day.day for day in manifest.days}  # others have them when they are built
     for day in map(name_of, repaired.days):
-        if day >= first and not _knows_repairs(config, manifest, day):
+        if day in there and not _knows_repairs(config, manifest, day):
             days = DayRange(day, day, rebuild=True)
             manifest = make_samples(config, specification, options, days=days, on_build=on_build)
     return repaired, manifest
@@ -279,57 +277,39 @@ def _build(
             lookback_days=config.lookback_days,
             users=tables[0],
             items=tables[1],
-            facts=_facts(run, former, span, config.lookback_days),
+            facts=facts_for(run, former, span, lookback_days=config.lookback_days),
         )
         with beam.Pipeline(options=options) as root:
             # The one last step: DaskRunner computes what this depends on, nothing else.
             built = root | beam.Create(splits) | BuildDays(plan=plan)
             _ = built | "Save" >> beam.Map(_save, run.folder)
-        report = Report.take(run.folder)
         shutil.rmtree(run.scratch, ignore_errors=True)
-        require_good_input(
-            report,
-            max_reject_share=config.max_reject_share,
-            rejected=run.folder / REJECTED_NAME,
-            num_repaired=count_repaired(repaired_files(config.output), chosen),
-        )
-        findings = _check(run, former, report, specification, span)
-        manifest = account(
-            report,
-            specification,
-            span=span,
-            former=former,
-            config=config.fingerprint(specification),
-            num_parts=config.num_parts,
-        )
-        manifest = with_findings(manifest, findings)
-        _require_samples(manifest, report)
-        if former is not None:
-            run.share(file.path for file in former.files if file in manifest.files)
-            run.share(_other_rejects(run, chosen))
-            run.share(_other_profiles(run, set(findings)))
-        run.commit(manifest)
+        return _publish(run, plan, config, former)
+
+
+def _publish(run: Run, plan: Plan, config: SamplesConfig, former: Manifest | None) -> Manifest:
+    """Makes a build the output, with the days that stay, if it is good."""
+    report, specification = Report.take(run.folder), plan.specification
+    require_good_input(
+        report,
+        max_reject_share=config.max_reject_share,
+        rejected=run.folder / REJECTED_NAME,
+        num_repaired=count_repaired(repaired_files(config.output), plan.files),
+    )
+    manifest = account(
+        report,
+        specification,
+        span=plan.span,
+        former=former,
+        config=config.fingerprint(specification),
+        num_parts=config.num_parts,
+    )
+    manifest = with_findings(manifest, _check(run, former, report, specification, plan.span))
+    _require_samples(manifest, report)
+    if former is not None:
+        run.share(shared_files(run, manifest, former, plan.files))
+    run.commit(manifest)
     return manifest
-
-
-def _other_rejects(run: Run, logs: Sequence[str]) -> list[str]:
-    """Returns the rejects of logs that were not read now: days that stay were made of these."""
-    if run.former is None:
-        return []
-    read = {name_of_rejects(path) for path in logs}
-    files = sorted((run.former / REJECTED_NAME).glob(f"*{SUFFIX}"))
-    return [f"{REJECTED_NAME}/{file.name}" for file in files if file.name not in read]
-
-
-def _other_profiles(run: Run, built: set[str]) -> list[str]:
-    if run.former is None:
-        return []
-    files = sorted((run.former / PROFILES).glob("*/dt=*.json"))
-    return [
-        str(file.relative_to(run.former))
-        for file in files
-        if file.stem.removeprefix("dt=") not in built
-    ]
 
 
 def _check(
@@ -362,21 +342,6 @@ def _check(
             f" built is in {run.folder} until the next run"
         )
     return findings
-
-
-def _facts(
-    run: Run, former: Manifest | None, span: Span, lookback_days: int | None
-) -> dict[int, tuple[tuple[str, str], ...]]:
-    """Returns the facts of the days that a build looks back to, by part."""
-    if former is None or run.former is None or span.first is None:
-        return {}
-    oldest = "" if lookback_days is None else name_of(span.first - lookback_days)
-    facts: dict[int, tuple[tuple[str, str], ...]] = {}
-    for file in former.files:
-        if file.kind.startswith(FACTS) and oldest <= file.day < name_of(span.first):
-            found = (file.kind, str(run.former / file.path))
-            facts[file.part] = (*facts.get(file.part, ()), found)
-    return facts
 
 
 def _require_samples(manifest: Manifest, report: Report) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from jobs.report.samples import SamplesReport
 from pipeline.checks.days import profile_path, read_profile
 from pipeline.checks.profile import Profile
-from pipeline.join import FATES
+from pipeline.join.step import FATES
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.specification import Specification
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.shuffle import UInt64Array
+from pipeline.positions import UInt64Array
 
 SIZE: Final = 512
 _HEAD: Final = 8192

@@ -33,11 +33,13 @@ import pyarrow.compute as pc
 from pipeline import schema as s
 from pipeline.days import MS_PER_DAY
 from pipeline.declarations import BehaviourKind, Task
+from pipeline.join.labels import IMPRESSION_ROW
 from pipeline.kinds.part import UserPart
 from pipeline.kinds.retrieval import STATISTICS, add_statistics, histories
 from pipeline.known.history import Recent, find_recent
 from pipeline.known.items import ItemDays
-from pipeline.shuffle import IntArray, hash_keys
+from pipeline.positions import IntArray
+from pipeline.shuffle import hash_keys
 from pipeline.specification import Specification
 
 ACTION: Final = f"{s.BEHAVIOUR}action"
@@ -118,8 +120,8 @@ def make(part: UserPart) -> Iterator[pa.Table]:
 def _chosen(part: UserPart) -> pl.DataFrame:
     """Returns the impressions to make samples of, with their labels and weights."""
     kind = _kind(part.specification)
-    rows = part.in_span(part.impressions.with_row_index("impression"))
-    rows = rows.join(_taken(part, kind), on="impression", how="left")
+    rows = part.in_span(part.impressions.with_row_index(IMPRESSION_ROW))
+    rows = rows.join(_taken(part, kind), on=IMPRESSION_ROW, how="left")
     has = pl.col(_HAS).fill_null(False)  # noqa: FBT003 - polars takes it by position only
     if kind.idle_share < 1:
         # Not the hash of the id itself: where users are named as events are, it cuts the parts.
@@ -144,7 +146,7 @@ def _taken(part: UserPart, kind: BehaviourKind) -> pl.DataFrame:
         else:
             came = (action == (task.action or task.of)).any()
             tasks.append(came.alias(f"{s.LABEL_OF}{name}"))
-    return part.outcomes.group_by("impression").agg(*tasks, pl.lit(value=True).alias(_HAS))
+    return part.outcomes.group_by(IMPRESSION_ROW).agg(*tasks, pl.lit(value=True).alias(_HAS))
 
 
 def _label(name: str, task: Task) -> pl.Expr:

@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from pipeline import schema as s
 from pipeline.days import MS_PER_DAY, Span, name_of
-from pipeline.join import OUTCOME_TIME_MS, OrphanRule, deduplicate, join_outcomes, label
+from pipeline.join.labels import IMPRESSION_ROW, OUTCOME_TIME_MS, find_positives, with_labels
+from pipeline.join.step import FATE, FOREVER_MS, IDENTITY, Closed, JoinRule, JoinState, step
 from pipeline.known.facts import (
     BEHAVIOURS,
     IMPRESSIONS,
@@ -23,6 +24,7 @@ from pipeline.known.facts import (
     seen_schema,
 )
 from pipeline.known.tables import as_of
+from pipeline.positions import IntArray
 from pipeline.specification import Specification
 
 DAY = "day"
@@ -39,6 +41,7 @@ class UserPart:
             event_id): event columns, and those of tables with validity, as of their time.
         outcomes: Joined outcomes, with `impression`, a row number in `impressions`.
         positives: The impressions that are positives, with `reward` and `outcome_time_ms`.
+        positive_rows: [num_positives] their row numbers in `impressions`.
         behaviours: Outcomes of the span and its margins, joined or not.
         facts: Of the days before the span.
         counts: Events of each day of the span by what became of them.
@@ -51,6 +54,7 @@ class UserPart:
     impressions: pl.DataFrame
     outcomes: pl.DataFrame
     positives: pl.DataFrame
+    positive_rows: IntArray
     behaviours: pl.DataFrame
     facts: Facts
     counts: dict[str, dict[str, int]]
@@ -104,14 +108,6 @@ class UserPart:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class JoinRules:
-    """How outcomes are joined: see `pipeline.join`."""
-
-    window_ms: int
-    orphans: OrphanRule
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
 class Tables:
     """Rows of the tables with validity for the users and items of a part; None if undeclared."""
 
@@ -124,7 +120,7 @@ def make_part(
     specification: Specification,
     *,
     span: Span,
-    rules: JoinRules,
+    rule: JoinRule,
     facts: Facts,
     tables: Tables,
 ) -> UserPart:
@@ -135,32 +131,29 @@ def make_part(
             span does not read are left out.
         specification: Says how impressions are labelled.
         span: The days that are built.
-        rules: How outcomes are joined.
+        rule: How outcomes are joined.
         facts: What earlier days have left.
         tables: Columns that change with time.
     """
     start, end = span.reads
     read = pl.DataFrame(pl.from_arrow(events))
     wanted = read.filter(pl.col(s.TIMESTAMP_MS).is_between(start, end, closed="left"))
-    unique, num_duplicates = deduplicate(wanted)
-    impressions, outcomes, fates = join_outcomes(
-        unique, window_ms=rules.window_ms, orphans=rules.orphans
-    )
-    impressions = _attach(impressions, specification, tables)
-    counts, inside = _count(unique, fates, span)
+    closed, _ = step(JoinState(rule), wanted, FOREVER_MS)
+    impressions = _attach(closed.impressions, specification, tables)
+    found = find_positives(impressions, closed.outcomes, specification)
+    counts, inside = _count(closed, span)
     return UserPart(
         specification=specification,
         span=span,
         impressions=impressions,
-        outcomes=outcomes,
-        positives=label(impressions, outcomes, specification),
-        behaviours=_behaviours(
-            _attach_properties(unique, specification, tables), impressions, outcomes, specification
-        ),
+        outcomes=closed.outcomes,
+        positives=with_labels(impressions, found),
+        positive_rows=found[IMPRESSION_ROW].cast(pl.Int64).to_numpy(),
+        behaviours=_behaviours(wanted, impressions, closed, specification, tables),
         facts=facts,
         counts=counts,
-        outside=len(read) - num_duplicates - inside,
-        duplicates=num_duplicates,
+        outside=len(read) - closed.num_duplicates - inside,
+        duplicates=closed.num_duplicates,
     )
 
 
@@ -189,44 +182,43 @@ def _attach_properties(
 
 
 def _behaviours(
-    rows: pl.DataFrame,
+    events: pl.DataFrame,
     impressions: pl.DataFrame,
-    outcomes: pl.DataFrame,
+    closed: Closed,
     specification: Specification,
+    tables: Tables,
 ) -> pl.DataFrame:
     """Returns all outcomes; what a joined one does not say of its item, its impression does."""
     names = behaviours_schema(specification).names
     behaviour = specification.kinds.behaviour
     if behaviour is None:
-        return rows.clear().select(n for n in names if n in rows.columns)
+        return events.clear().select(n for n in names if n in events.columns)
+    unique = events.unique(IDENTITY, keep="first", maintain_order=True)
+    rows = _attach_properties(unique, specification, tables)
     properties = [name for name in behaviour.properties if name in specification.columns]
     if not properties:
         return rows.select(names)
-    shown = impressions.select(
-        pl.int_range(pl.len(), dtype=pl.UInt32).alias("impression"), *properties
-    )
-    joined = outcomes.select(s.EVENT_ID, s.USER_ID, "impression")
-    joined = joined.join(shown, on="impression", how="left").drop("impression")
+    row = pl.int_range(pl.len(), dtype=pl.UInt32).alias(IMPRESSION_ROW)
+    joined = closed.outcomes.select(*IDENTITY, IMPRESSION_ROW)
+    joined = joined.join(impressions.select(row, *properties), on=IMPRESSION_ROW, how="left")
     rows = rows.join(
-        joined, on=[s.EVENT_ID, s.USER_ID], how="left", suffix="_shown", maintain_order="left"
+        joined.drop(IMPRESSION_ROW), on=IDENTITY, how="left", suffix="_shown", maintain_order="left"
     )
     filled = [pl.coalesce(name, f"{name}_shown").alias(name) for name in properties]
     return rows.with_columns(filled).select(names)
 
 
-def _count(
-    unique: pl.DataFrame, fates: pl.DataFrame, span: Span
-) -> tuple[dict[str, dict[str, int]], int]:
+def _count(closed: Closed, span: Span) -> tuple[dict[str, dict[str, int]], int]:
     """Returns counts by day and by what became of events, and how many events these are."""
     start, end = span.bounds
     day = (pl.col(s.TIMESTAMP_MS) // MS_PER_DAY).alias(DAY)
-    shown = unique.filter(pl.col(s.ACTION) == s.IMPRESSION).select(
-        s.TIMESTAMP_MS, pl.lit("impressions").alias("fate")
+    shown = closed.impressions.filter(pl.col(s.ACTION) == s.IMPRESSION).select(
+        s.TIMESTAMP_MS, pl.lit("impressions").alias(FATE)
     )
-    rows = pl.concat([shown, fates.select(s.TIMESTAMP_MS, "fate")])
+    rows = pl.concat([shown, closed.decided])
     rows = rows.filter(pl.col(s.TIMESTAMP_MS).is_between(start, end, closed="left"))
     counts: dict[str, dict[str, int]] = {}
-    for number, fate, count in rows.group_by(day, "fate").len().iter_rows():
+    for number, fate, count in rows.group_by(day, FATE).len().iter_rows():
         counts.setdefault(name_of(number), {})[fate] = int(count)
     return counts, len(rows)
 

@@ -20,8 +20,9 @@ from pipeline import schema as s
 from pipeline.checks.days import profile_path, profile_samples, write_profiles
 from pipeline.checks.profile import Profile
 from pipeline.days import MS_PER_DAY, name_of, parse_day
-from pipeline.join import OUTCOME_TIME_MS
-from pipeline.kinds.part import DAY, JoinRules, Tables, UserPart, days_of, make_part
+from pipeline.join.labels import OUTCOME_TIME_MS
+from pipeline.join.step import JoinRule
+from pipeline.kinds.part import DAY, Tables, UserPart, days_of, make_part
 from pipeline.kinds.registry import KINDS, counts_items, looks_up_items, wanted
 from pipeline.known import facts as f
 from pipeline.known.items import (
@@ -78,7 +79,7 @@ class UserWork:
             events,
             plan.specification,
             span=plan.span,
-            rules=JoinRules(plan.window_ms, plan.orphans),
+            rule=JoinRule(window_ms=plan.window_ms, orphans=plan.orphans),
             facts=f.read_facts(
                 plan.facts.get(number, ()), plan.specification, lookback_days=plan.lookback_days
             ),

@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 
 from pipeline import schema as s
 from pipeline.days import MS_PER_DAY
-from pipeline.join import OUTCOME_TIME_MS
-from pipeline.shuffle import IntArray
+from pipeline.join.labels import OUTCOME_TIME_MS
+from pipeline.positions import IntArray
 from pipeline.specification import Specification
 
 POSITIVES: Final = "facts/positives"

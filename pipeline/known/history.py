@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from pipeline.shuffle import IntArray, encode_keys, end_positions, start_positions
+from pipeline.positions import IntArray, encode_keys, end_positions, start_positions
 
 Column: TypeAlias = pa.Array | pa.ChunkedArray
 

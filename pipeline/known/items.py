@@ -28,7 +28,8 @@ from pipeline.known.facts import (
     items_schema,
     newest,
 )
-from pipeline.shuffle import IntArray, hash_keys
+from pipeline.positions import IntArray
+from pipeline.shuffle import hash_keys
 from pipeline.specification import Specification
 
 HASH: Final = "hash"

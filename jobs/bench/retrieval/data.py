@@ -26,7 +26,7 @@ from jobs.demo.study import seen_before
 from models.evaluate import Questions, questions
 from models.index import latest_items
 from pipeline import schema as s
-from pipeline.join import OUTCOME_TIME_MS
+from pipeline.join.labels import OUTCOME_TIME_MS
 from pipeline.kinds.retrieval import assemble
 from pipeline.schema import InputError
 from pipeline.specification import Specification

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline.days import Span
+from pipeline.join.step import JoinRule
 from pipeline.kinds import behaviour
-from pipeline.kinds.part import JoinRules, Tables, UserPart, make_part
+from pipeline.kinds.part import Tables, UserPart, make_part
 from pipeline.known.facts import read_facts
 from pipeline.write import slices_by_day, write_slices
 from tests.pipeline.event_log import START, event, specification
@@ -48,7 +49,7 @@ def make_whole(events, spec, *, orphans="drop", tables=None, span=None) -> UserP
         pa.Table.from_pylist(events, schema=spec.event_schema),
         spec,
         span=span or Span(None, None, WINDOW_MS),
-        rules=JoinRules(WINDOW_MS, orphans),
+        rule=JoinRule(window_ms=WINDOW_MS, orphans=orphans),
         facts=read_facts([], spec),
         tables=tables or Tables(),
     )

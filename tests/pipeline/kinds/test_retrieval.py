@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.days import Span
+from pipeline.join.step import JoinRule
 from pipeline.kinds import retrieval
-from pipeline.kinds.part import JoinRules, Tables, UserPart, make_part
+from pipeline.kinds.part import Tables, UserPart, make_part
 from pipeline.known.facts import read_facts
 from tests.pipeline.event_log import START, event, specification
 
@@ -22,7 +23,7 @@ def make_whole(events, *, orphans="drop", spec=None) -> UserPart:
         table,
         spec,
         span=Span(None, None, WINDOW_MS),
-        rules=JoinRules(WINDOW_MS, orphans),
+        rule=JoinRule(window_ms=WINDOW_MS, orphans=orphans),
         facts=read_facts([], spec),
         tables=Tables(),
     )
