@@ -33,7 +33,7 @@ def everything() -> Specification:
             "labels": {"video": {"play_share": 0.5}},
             "history": {"length": 3},
             "kinds": {
-                "retrieval": {},
+                "retrieval": {"exposed_negatives": 3},
                 "behaviour": {
                     "length": 4,
                     "properties": ["brand", "tags", "price"],
@@ -81,7 +81,7 @@ def write_world(folder: Path, *, seed: int, num_events: int = 1500) -> None:
         rows.append(
             {
                 "event_id": f"e{number}",
-                "request_id": f"{user}-{item}-{rng.integers(2)}",
+                "request_id": f"{user}-{rng.integers(5)}",
                 "timestamp_ms": time // 600_000 * 600_000,  # to ten minutes: many ties
                 "user_id": user,
                 "item_id": item,
