@@ -23,6 +23,7 @@ COMMANDS: Final[dict[str, dict[str, str]]] = {
     "Samples": {
         "samples": "event logs to training samples, dt=YYYY-MM-DD/*.parquet with a manifest (Beam)",
         "publish": "sample files to a Kafka topic",
+        "join": "events from Kafka, joined as they come, to a topic of samples, exactly once",
     },
     "Training": {
         "train": "a stream of samples to parameters: coordinator, parameter servers, workers",
