@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return EXIT_BAD_INPUT
     _set_up_logging()
-    module = f"jobs.{command}.main" if command in ("bench", "demo") else f"jobs.{command}"
+    module = f"jobs.{command}.main" if command in ("bench", "demo", "join") else f"jobs.{command}"
     try:
         job: Main = importlib.import_module(module).main
         return run_job(job, rest)

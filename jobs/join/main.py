@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, cast
@@ -17,7 +16,6 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
-from jobs.main import run_job
 from jobs.settings import EXIT_DONE, add_config_arguments, load_settings
 from pipeline.events.records import EventDecoder
 from pipeline.samples import SamplesConfig
@@ -100,7 +98,3 @@ def show(console: Console, progress: Sequence[Progress], *, seconds: float) -> N
         if counted:
             console.print(f"{title}: {', '.join(counted)}")
     console.print(f"{seconds:.1f} s in this process")
-
-
-if __name__ == "__main__":
-    sys.exit(run_job(main))
