@@ -51,12 +51,19 @@ class InputLog:
                 raise self._lost(places) from error
         return {Partition(at.topic, at.partition): records for at, records in found.items()}
 
+    def forget(self) -> None:
+        """Has the next `poll` begin at the places that it is given, wherever this one stands.
+
+        Whoever stopped at an end may have been given records behind it, and dropped them.
+        """
+        self._watched = set()
+
     def positions(self) -> dict[Partition, int]:
         """Returns the next offset of each partition that is read, holes in the log passed."""
         with self._client.failing_as("reading events"):
-            consumer: KafkaConsumer = self._client.consumer
-            if consumer is not self._consumer:
-                return {}  # the former one was lost, and this one stands nowhere
+            consumer = self._consumer
+            if consumer is None or consumer is not self._client.consumer:
+                return {}  # the former one was lost, and a new one stands nowhere
             return {
                 each: int(consumer.position(TopicPartition(each.topic, each.number)))
                 for each in self._watched

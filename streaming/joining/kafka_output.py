@@ -6,7 +6,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -101,28 +101,7 @@ class UnitWriter:
             raise ValueError("the writer is not open; expected a call of `open` before")
         with self._failing_as(f"writing to topic {config.output.topic}"):
             producer.begin_transaction()
-            sent = [
-                producer.send(
-                    config.output.topic,
-                    value,
-                    headers=list(headers),
-                    partition=self._unit,
-                    timestamp_ms=time_ms,
-                )
-                for table in samples
-                for value, headers, time_ms in records(table, config.output.samples_per_record)
-            ]
-            sent += [
-                producer.send(
-                    config.rejects_topic,
-                    reject.payload[:_PAYLOAD_BYTES],
-                    key=f"{reject.topic}-{reject.partition}-{reject.offset}".encode(),
-                    headers=_reject_headers(reject),
-                    partition=self._reject_partition,
-                )
-                for reject in rejects
-                if config.rejects_topic is not None
-            ]
+            sent = self._send(producer, samples, rejects)
             sent.append(
                 producer.send(
                     config.progress_topic,
@@ -137,6 +116,34 @@ class UnitWriter:
             for future in sent:
                 future.get(timeout=PATIENCE_SECONDS)
             _within(producer.commit_transaction)
+
+    def _send(
+        self, producer: KafkaProducer, samples: Sequence[pa.Table], rejects: Sequence[Rejected]
+    ) -> list[Any]:
+        output, rejects_topic = self._config.output, self._config.rejects_topic
+        sent = [
+            producer.send(
+                output.topic,
+                value,
+                headers=list(headers),
+                partition=self._unit,
+                timestamp_ms=time_ms,
+            )
+            for table in samples
+            for value, headers, time_ms in records(table, output.samples_per_record)
+        ]
+        if rejects_topic is not None:
+            sent += [
+                producer.send(
+                    rejects_topic,
+                    reject.payload[:_PAYLOAD_BYTES],
+                    key=f"{reject.topic}-{reject.partition}-{reject.offset}".encode(),
+                    headers=_reject_headers(reject),
+                    partition=self._reject_partition,
+                )
+                for reject in rejects
+            ]
+        return sent
 
     def close(self) -> None:
         """Closes the connection; a transaction that is open stays so until the next producer."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ from streaming.source import Partition
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
-_SEGMENT_RECORDS: Final = 4096
+_SEGMENT_RECORDS = 1024
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -140,22 +140,25 @@ class Lane:
         Returns:
             [num_events] whether an event is older than the watermark before its record.
         """
-        before = self.mark
         starts = np.flatnonzero(np.diff(record_of, prepend=-1))
-        newest = np.array([self.newest_ms])
+        in_record = np.full(len(offsets), NEVER)
         if len(starts):
-            newest = np.concatenate([newest, np.maximum.reduceat(times_ms, starts)])
+            in_record[record_of[starts]] = np.maximum.reduceat(times_ms, starts)
         # Stale events count here: they were consumed, and are never ahead of what made them stale.
-        newest = np.maximum.accumulate(newest)
+        newest = np.maximum.accumulate(np.concatenate([[self.newest_ms], in_record]))
         natural = np.where(newest > NEVER, newest - self._lateness_ms, NEVER)[:-1]
-        raised = self._raised_at(np.asarray(offsets, np.int64))[record_of[starts]]
-        sizes = np.diff(starts, append=len(times_ms))
-        stale_by_itself = times_ms < np.repeat(natural, sizes)
-        stale = times_ms < np.repeat(np.maximum(natural, raised), sizes)
+        raised = self._raised_at(np.asarray(offsets, np.int64))
+        stale_by_itself = times_ms < natural[record_of]
+        stale = times_ms < np.maximum(natural, raised)[record_of]
+        for start in range(0, len(offsets), _SEGMENT_RECORDS):
+            # Holes before the first one belong to it: they may hold what is not committed yet.
+            offset = offsets[start] if start else self.position
+            mark = Mark(offset, int(newest[start]), int(raised[start]))
+            end = min(start + _SEGMENT_RECORDS, len(offsets))
+            here = ~stale & (start <= record_of) & (record_of < end)
+            self._note(mark, int(times_ms[here].max(initial=NEVER)), end - start)
         self.newest_ms = int(newest[-1])
         self._keep_raises(mattered=bool((stale & ~stale_by_itself).any()), offsets=offsets)
-        accepted = times_ms[~stale]
-        self._note(before, int(accepted.max()) if len(accepted) else NEVER, len(offsets))
         return stale
 
     def raise_to(self, time_ms: int) -> None:
@@ -205,10 +208,11 @@ class Lane:
         over = [each for each in passed if not each.mattered and each.to_ms <= natural]
         self._raises = [each for each in self._raises if each not in over]
 
-    def _note(self, before: Mark, newest_ms: int, records: int) -> None:
+    def _note(self, mark: Mark, newest_ms: int, records: int) -> None:
+        """Notes records for replays; few are added to those before, so that marks stay few."""
         last = self._segments[-1] if self._segments else None
         if last is not None and last.records + records <= _SEGMENT_RECORDS:
             last.newest_ms = max(last.newest_ms, newest_ms)
             last.records += records
-        elif records:
-            self._segments.append(_Segment(before, newest_ms, records))
+        else:
+            self._segments.append(_Segment(mark, newest_ms, records))

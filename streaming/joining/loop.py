@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, TypeVar
 
 from pipeline.schema import InputError
 from streaming.joining.config import JoinConfig
@@ -25,6 +25,8 @@ from streaming.source import Partition, SourceUnavailableError
 from streaming.sources.kafka_client import KafkaClient
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _POLL_MS: Final = 50
 _FETCH_BYTES: Final = 1 << 20
@@ -120,9 +122,13 @@ class JoinLoop:
     def _take_over(self, number: int, plan: Plan, starts: Mapping[Partition, int]) -> None:
         writer = UnitWriter(self._config, number, reject_partitions=plan.rejects)
         life = UnitLife(self._config, self._wiring, plan, writer=writer, name=self._name)
+        try:
+            writer.open()
+            life.begin(number, self._topics.last_progress(number), starts)
+        except BaseException:
+            writer.close()
+            raise
         self._lives.append(life)
-        writer.open()
-        life.begin(number, self._topics.last_progress(number), starts)
         if life.resumed:
             logger.info("unit %d goes on after commit %d", number, life.progress.commit - 1)
 
@@ -141,14 +147,14 @@ class JoinLoop:
         self._require_records(starts, ends)
         reading = self._reading(units, ends)
         began = time.monotonic()
-        while not reading.finished():
+        while not self._patiently(reading.finished):
             if self._stopped.is_set():
                 return
             self._patiently(lambda: reading.step(timeout_ms=_POLL_MS))
             self.figures.pulse.progressed()
             for unit in units:
                 if unit.num_events >= _REPLAYED_EVENTS:
-                    unit.decode(reading.positions())
+                    unit.decode(self._patiently(reading.positions))
                     unit.join()
                     unit.discard()
         for life in lives:
@@ -173,18 +179,18 @@ class JoinLoop:
         while not (finished or self._stopped.is_set()):
             self._patiently(lambda: reading.step(timeout_ms=_POLL_MS))
             self._patiently(lambda: self._raise_idle(reading))
-            finished = reading.finished()
+            finished = self._patiently(reading.finished)
             due = [life for life in self._lives if life.due()]
             if due:
                 # Or what a topic of the same name holds, from some offset on, would be joined.
                 self._patiently(self._topics.check_identity)
-                positions = reading.positions()
+                positions = self._patiently(reading.positions)
                 for life in due:
                     self._commit(life, positions)
             self.figures.pulse.progressed()
             if self.figures.due():
                 self._tell(reading)
-        positions = reading.positions()
+        positions = self._patiently(reading.positions)
         for life in self._lives:
             self._commit(life, positions, final=finished and self._config.end == "closed")
         self._check_rejects(complete=finished)
@@ -251,12 +257,12 @@ class JoinLoop:
             others = [each.watermark_ms for each in unit.lanes.values() if each is not lane]
             lane.raise_to(min(others, default=NEVER))
 
-    def _patiently(self, call: Callable[[], object]) -> None:
-        """Calls; while no broker answers, again and again."""
+    def _patiently(self, call: Callable[[], T]) -> T:
+        """Calls what changes nothing by itself; while no broker answers, again and again."""
         deadline, wait = time.monotonic() + PATIENCE_SECONDS, 0.1
         while True:
             try:
-                call()
+                return call()
             except SourceUnavailableError as error:
                 if time.monotonic() > deadline or self._stopped.is_set():
                     raise
@@ -264,8 +270,6 @@ class JoinLoop:
                 self.figures.pulse.beat()
                 self._stopped.wait(wait)
                 wait = min(2 * wait, 5.0)
-            else:
-                return
 
     def _reading(self, units: list[Unit], ends: Mapping[Partition, int] | None) -> Reading:
         return Reading(

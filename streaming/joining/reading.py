@@ -45,6 +45,7 @@ class Reading:
             window_ms: The join window.
             clock: Wall time in seconds.
         """
+        log.forget()
         self._log, self._topics, self._units = log, topics, units
         self._ends = ends
         self._skew_ms = max(window_ms, _LEAST_SKEW_MS)

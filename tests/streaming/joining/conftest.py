@@ -8,11 +8,16 @@ from typing import Any
 
 import pytest
 
+from streaming.joining import lane
 from tests.streaming.joining.world import World
 
 
 @pytest.fixture
-def make_world(kafka: str, topic: str, tmp_path: Path) -> Iterator[Callable[..., World]]:
+def make_world(
+    kafka: str, topic: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., World]]:
+    # Replays of small logs, too, begin in the middle of them.
+    monkeypatch.setattr(lane, "_SEGMENT_RECORDS", 16)
     made: list[World] = []
 
     def make(**options: Any) -> World:

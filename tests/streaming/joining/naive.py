@@ -79,9 +79,7 @@ class NaiveJoiner:
             self.events.append(row)
         assert watermark_ms >= self.watermark_ms, "a watermark that goes back"
         before, self.watermark_ms = self.watermark_ms, watermark_ms
-        self.events = [
-            row for row in self.events if row["timestamp_ms"] >= before - 3 * WINDOW_MS
-        ]
+        self.events = [row for row in self.events if row["timestamp_ms"] >= before - 3 * WINDOW_MS]
         rows = []
         closed = 0
         for row in self.events:

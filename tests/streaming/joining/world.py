@@ -167,6 +167,10 @@ class Running:
         except Exception as error:  # noqa: BLE001 - the test looks at it
             self.error = error
 
+    def count(self, name: str = "events") -> int:
+        """Returns a total of what was committed so far."""
+        return totals(self.loop._progress()).get(name, 0)
+
     @property
     def alive(self) -> bool:
         return self._thread.is_alive()
