@@ -31,6 +31,10 @@ from streaming.source import Partition
 
 logger = logging.getLogger(__name__)
 
+# An idle unit, too, learns that another process has taken it over; and brokers forget the names of
+# producers that have written nothing for a week.
+_HEARTBEAT_SECONDS: Final = 10.0
+
 LIFE: Final = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
 """Names this process in progress records."""
 
@@ -114,7 +118,7 @@ class UnitLife:
         )
         self._writer.write([], [], claimed)
         self.progress = claimed
-        self._committed = time.monotonic()
+        self._committed = self._written = time.monotonic()
 
     def replayed(self) -> None:
         """All records of former lives were replayed."""
@@ -146,9 +150,9 @@ class UnitLife:
         unit = self.unit
         unit.decode(positions)
         unit.join(final=final)
-        self._committed = time.monotonic()
+        now = self._committed = time.monotonic()
         outcome = unit.outcome
-        if not (unit.changed or final):
+        if not (unit.changed or final or now - self._written >= _HEARTBEAT_SECONDS):
             return outcome
         progress = self._following(outcome, final=final)
         self._writer.write(outcome.samples, outcome.rejects, progress)
@@ -156,7 +160,7 @@ class UnitLife:
             self._snapshots.keep(progress.snapshot)
         self.progress = progress
         unit.outcome = Outcome()
-        self._committed = time.monotonic()
+        self._committed = self._written = time.monotonic()
         return outcome
 
     def close(self) -> None:
