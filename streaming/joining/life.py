@@ -177,7 +177,8 @@ class UnitLife:
             closed_to_ms, marks = unit.watermark_ms, unit.replay_marks(unit.watermark_ms)
         elif self._snapshot_due():
             closed_to_ms, marks = unit.watermark_ms, unit.replay_marks(unit.watermark_ms)
-            snapshot = self._snapshots.write(self._joiner.snapshot(), name=self._file_name(commit))
+            content = self._joiner.snapshot()
+            snapshot = self._snapshots.write(content, commit=commit, life=self._name)
             self._snapped = time.monotonic()
         totals = outcome.counts + Counter({COMMITS: 1})
         return last.model_copy(
@@ -198,7 +199,9 @@ class UnitLife:
     def _first(self, number: int, shape: dict[str, str]) -> Progress:
         """Returns the progress of a unit that never was."""
         content = self._joiner.snapshot()
-        snapshot = self._snapshots.write(content, name=self._file_name(0)) if content else None
+        snapshot = None
+        if content:
+            snapshot = self._snapshots.write(content, commit=0, life=self._name)
         return Progress(
             unit=number,
             life=self._name,
@@ -259,9 +262,6 @@ class UnitLife:
         wait = self._config.snapshot.every_seconds
         known = self.unit.watermark_ms > NEVER
         return known and time.monotonic() - self._snapped >= wait
-
-    def _file_name(self, commit: int) -> str:
-        return f"{commit:012d}-{self._name.rpartition(':')[2]}"
 
     def _now_ms(self) -> int:
         return int(1000 * self._wiring.clock())

@@ -197,8 +197,8 @@ class Snapshots:
     def __init__(self, directory: str | None, *, group: str, unit: int) -> None:
         self._folder = None if directory is None else Path(directory) / f"{group}-{unit}"
 
-    def write(self, content: bytes, *, name: str) -> str:
-        """Writes a snapshot and returns the name to remember.
+    def write(self, content: bytes, *, commit: int, life: str) -> str:
+        """Writes the snapshot of a transaction to come, and returns the name to remember.
 
         Raises:
             InputError: If there is no directory for it.
@@ -209,6 +209,7 @@ class Snapshots:
                 " what is joined reaches further back than the window, as user histories do"
             )
         self._folder.mkdir(parents=True, exist_ok=True)
+        name = f"{commit:012d}-{life.rpartition(':')[2]}"
         durable.write(self._folder / f"{name}{_SUFFIX}", content)
         return name
 
@@ -231,8 +232,11 @@ class Snapshots:
             ) from error
 
     def keep(self, name: str) -> None:
-        """Removes all others."""
+        """Removes all of former transactions.
+
+        Not those of later ones: a process that slept through its own replacement comes here, too.
+        """
         if self._folder is not None:
             for path in self._folder.glob(f"*{_SUFFIX}"):
-                if path.name != f"{name}{_SUFFIX}":
+                if path.name.partition("-")[0] < name.partition("-")[0]:
                     path.unlink(missing_ok=True)

@@ -6,13 +6,18 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import yaml
 
 from jobs.join import main as job
 from jobs.main import run_job
+from pipeline.events.validate import needed_types
+from streaming.joining.progress import summed
+from streaming.joining.step import FOREVER
 from tests.streaming.joining.naive import NaiveJoiner, join_whole, random_log
-from tests.streaming.joining.world import SPECIFICATION, World
+from tests.streaming.joining.world import SPECIFICATION, Running, World, as_table
+from tests.waiting import wait_until
 
 CONTENT = {
     "specification": SPECIFICATION.model_dump(mode="json"),
@@ -65,9 +70,6 @@ def test_joins_what_is_there_and_prints_what_became_of_it(config, world, capsys)
 
 @pytest.mark.kafka
 def test_figures_are_served_while_it_runs(config, world) -> None:
-    from tests.streaming.joining.world import Running
-    from tests.waiting import wait_until
-
     log = random_log(100, seed=2)
     world.send(log)
     running = Running(world.loop(end="never", watch={"port": 0}))
@@ -85,6 +87,40 @@ def test_figures_are_served_while_it_runs(config, world) -> None:
     assert "\nheadrace_join_watermark_delay_seconds " in found
     assert get("/healthz") == get("/readyz") == "ok\n"
     running.stop()
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("orphans", ["drop", "keep"])
+def test_the_samples_of_many_lives_are_those_of_one_call(tmp_path, world, orphans) -> None:
+    stream = pytest.importorskip("pipeline.join.stream")
+    log = random_log(600, seed=3)
+    content = CONTENT | {"samples": CONTENT["samples"] | {"orphans": orphans}}
+    path = tmp_path / "shop.yaml"
+    for part in range(4):
+        world.send(log[part * len(log) // 4 : (part + 1) * len(log) // 4], rows=(None, 9)[part % 2])
+        section = world.section(end="closed" if part == 3 else "caught-up")
+        path.write_text(yaml.safe_dump(content | {"join": section}))
+        assert run_job(job.main, ["--config", str(path)]) == 0
+    found = pa.concat_tables(
+        pa.ipc.open_stream(record.value).read_all() for record in world.records(world.output)
+    )
+    assert found.schema.equals(SPECIFICATION.sample_schema)
+    expected, counts = [], {}
+    for unit in (0, 1):
+        joiner = stream.SampleJoiner(SPECIFICATION, 10_000, orphans)
+        own = as_table([row for row in log if row["user_id"] % 2 == unit])
+        names = needed_types(SPECIFICATION)
+        joined = joiner.process(own.select(list(names)), FOREVER)
+        expected += joined.samples.to_pylist()
+        counts = {name: counts.get(name, 0) + n for name, n in joined.counts.items()}
+    assert len(expected) > 100
+
+    def by_id(rows):
+        return sorted(rows, key=lambda row: row["event_id"])
+
+    assert by_id(found.to_pylist()) == by_id(expected)
+    fates = summed(list(world.progress().values()), "fates")
+    assert fates == {name: count for name, count in counts.items() if count}
 
 
 def test_a_broker_that_is_away_exits_75_with_the_cause(config, capsys) -> None:

@@ -6,6 +6,9 @@ import pytest
 from kafka import TopicPartition
 
 from pipeline.schema import InputError
+from streaming.joining import kafka_output, loop
+from streaming.joining.progress import Snapshots
+from streaming.source import SourceUnavailableError
 from tests.kafka.topics import create
 from tests.streaming.joining.naive import join_whole, random_log
 from tests.streaming.joining.world import Running, World, totals
@@ -133,6 +136,30 @@ def test_a_snapshot_that_is_gone_is_an_error(make_world) -> None:
         world.join()
     with pytest.raises(InputError, match=r"join.snapshot.directory: found none; expected a folder"):
         world.join(group=f"{world.name}-other", snapshot={"directory": None})
+
+
+def test_a_snapshot_of_a_later_life_is_left_alone(tmp_path) -> None:
+    folder = Snapshots(str(tmp_path), group="g", unit=3)
+    names = [folder.write(b"%d" % n, commit=n, life="host:1:abc") for n in (8, 9, 10)]
+    folder.keep(names[1])
+    assert [folder.read(name) for name in names[1:]] == [b"9", b"10"]
+    with pytest.raises(InputError, match=names[0]):
+        folder.read(names[0])
+
+
+def test_a_broker_that_stays_away_ends_a_join_for_it_to_be_run_again(
+    own_broker, topic, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(loop, "PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(kafka_output, "PATIENCE_SECONDS", 5.0)
+    world = World(own_broker.bootstrap, topic, tmp_path)
+    running = Running(world.loop(connect_timeout_seconds=1, **LIVE))
+    world.send(random_log(50, seed=16))
+    wait_until(lambda: running.count() > 0)
+    own_broker.kill()
+    running.wait()
+    assert isinstance(running.error, SourceUnavailableError)
+    assert "ECONNREFUSED" in str(running.error)
 
 
 def test_a_broker_that_stops_and_comes_back_delays_a_join_and_changes_nothing(

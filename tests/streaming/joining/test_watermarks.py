@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+from kafka import KafkaProducer
 
 from streaming.joining.step import NEVER
 from tests.pipeline.event_log import START, event
@@ -45,6 +48,13 @@ def test_stale_events_are_counted_and_left_out_however_lives_are_cut(make_world,
     assert sorted(s[:4] for s in world.samples()) == sorted(s[:4] for s in join_whole(kept))
 
 
+def look_twice(running: Running) -> None:
+    """Waits until a whole round of looking for idle partitions, and a commit, are over."""
+    for _ in range(2):
+        seen = running.loop._idle_checked
+        wait_until(lambda: running.loop._idle_checked > seen)  # noqa: B023
+
+
 def test_an_idle_partition_goes_on_by_the_clock_and_never_faster(make_world) -> None:
     world = make_world(partitions=1)
     clock = world.clock = Clock()
@@ -53,17 +63,19 @@ def test_an_idle_partition_goes_on_by_the_clock_and_never_faster(make_world) -> 
     world.send([shown, click])
     wait_until(lambda: running.count() == 2)
 
-    def watermark(seconds: float) -> int:
-        clock.time += seconds
-        seen = running.loop._idle_checked
-        wait_until(lambda: running.loop._idle_checked > seen + 1)  # one whole round since
+    def watermark() -> int:
         return running.loop._lives[0].unit.watermark_ms - START
 
-    assert watermark(4) == 500 - 2000, "not idle yet"
-    assert watermark(2) == 500 - 2000 + 6000
-    assert watermark(5) == 500 - 2000 + 11_000
+    clock.time += 4
+    look_twice(running)
+    assert watermark() == 500 - 2000, "not idle yet"
+    for passed in (6, 11):
+        clock.time = START / 1000 + passed
+        wait_until(lambda: watermark() >= 500 - 2000 + 1000 * passed)  # noqa: B023
+        look_twice(running)
+        assert watermark() == 500 - 2000 + 1000 * passed
     assert world.samples() == [], "10,000 ms after the impression: open until the watermark is past"
-    watermark(1)
+    clock.time += 1
     wait_until(lambda: world.samples() == [("shown", START, 1, "click", 0)])
     # A late comer, in time by the events alone, is behind the clock: stale, in the next life too.
     world.send([event("late", 400, 1, 2)])
@@ -73,6 +85,28 @@ def test_an_idle_partition_goes_on_by_the_clock_and_never_faster(make_world) -> 
     (progress,) = world.join(end="closed", lateness_seconds=2, idle_seconds=5)
     assert [name for name, *_ in world.samples()] == ["shown", "new"]
     assert (progress.totals["events"], progress.totals["stale"]) == (4, 1)
+
+
+def test_a_partition_with_an_open_transaction_is_not_idle(make_world) -> None:
+    world = make_world(partitions=1)
+    clock = world.clock = Clock()
+    running = Running(world.loop(end="never", lateness_seconds=2, idle_seconds=5))
+    world.send([event("a", 0, 1, 1)])
+    wait_until(lambda: running.count() == 1)
+    producer = KafkaProducer(bootstrap_servers=world.kafka, transactional_id=world.name)
+    producer.init_transactions()
+    producer.begin_transaction()
+    value = json.dumps(event("a click", 1, 1, 1, "click")).encode()
+    producer.send(world.inputs[0], value, partition=0).get(30)
+    clock.time += 60
+    look_twice(running)
+    assert running.loop._lives[0].unit.watermark_ms == START - 2000
+    producer.commit_transaction()
+    producer.close()
+    wait_until(lambda: running.count() == 2)
+    clock.time += 60
+    wait_until(lambda: [name for name, *_ in world.samples()] == ["a"])
+    running.stop()
 
 
 def test_a_partition_without_any_record_follows_the_others_once_idle(make_world) -> None:
