@@ -148,7 +148,14 @@ class UnitWriter:
     def close(self) -> None:
         """Closes the connection; a transaction that is open stays so until the next producer."""
         producer, self._producer = self._producer, None
-        if producer is not None:
+        if producer is None:
+            return
+        try:
+            producer.close(timeout=1)
+        except KafkaError:
+            # It gave up waiting, and left its thread running: that would go on writing, and take
+            # this unit back from its next producer, once a broker answers again.
+            producer._sender.force_close()
             with contextlib.suppress(KafkaError):
                 producer.close(timeout=1)
 

@@ -150,12 +150,12 @@ def test_a_snapshot_of_a_later_life_is_left_alone(tmp_path) -> None:
 def test_a_broker_that_stays_away_ends_a_join_for_it_to_be_run_again(
     own_broker, topic, tmp_path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(loop, "PATIENCE_SECONDS", 1.0)
-    monkeypatch.setattr(kafka_output, "PATIENCE_SECONDS", 5.0)
     world = World(own_broker.bootstrap, topic, tmp_path)
     running = Running(world.loop(connect_timeout_seconds=1, **LIVE))
     world.send(random_log(50, seed=16))
     wait_until(lambda: running.count() > 0)
+    monkeypatch.setattr(loop, "PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(kafka_output, "PATIENCE_SECONDS", 2.0)
     own_broker.kill()
     running.wait()
     assert isinstance(running.error, SourceUnavailableError)
