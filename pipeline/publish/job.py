@@ -176,6 +176,10 @@ class _Job:
                 warn_of_retention(self._config, prepared.days)
             self._sent = dataclasses.replace(self._sent, rows=before, total=prepared.rows)
             self._send(prepared, on_progress)
+            if self._opened is not None:
+                self._commit()
+            # In a transaction of its own: this one begins only when readers see the one before, so
+            # that whoever asks for the topic's end when `publish` has returned is told all of it.
             self._state.finished = True
             self._commit()
         return Published(self._state.counts, before, rejects)

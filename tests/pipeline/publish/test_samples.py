@@ -103,6 +103,15 @@ def test_samples_that_the_topics_retention_would_delete_are_warned_of(
 
 
 @pytest.mark.kafka
+def test_whoever_reads_when_it_has_returned_sees_all_of_it(
+    folder: Path, kafka: str, topic: str
+) -> None:
+    for attempt in range(20):
+        publish(settings(folder, kafka, f"{topic}-{attempt}"), SCHEMA)
+        assert [len(rows) for rows in published(kafka, f"{topic}-{attempt}").values()] == [7, 4]
+
+
+@pytest.mark.kafka
 def test_a_job_that_is_finished_has_nothing_left_to_send(
     folder: Path, kafka: str, topic: str
 ) -> None:
