@@ -13,7 +13,7 @@ import logging
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from pipeline.build import Plan
 
 logger = logging.getLogger(__name__)
+
+_TOLD_FINDINGS: Final = 10
 
 
 class SamplesConfig(BaseModel):
@@ -338,9 +340,12 @@ def _check(
         stay=[] if former is None else [day.day for day in former.days if day.day not in built],
     )
     every = [finding for day in built for finding in findings[day]]
-    for finding in every:
-        if finding.severity == "warn":
-            logger.warning("%s", finding)
+    warned = [finding for finding in every if finding.severity == "warn"]
+    # The newest day first: a build of many days ends with what matters now.
+    for finding in sorted(warned, key=lambda each: each.day, reverse=True)[:_TOLD_FINDINGS]:
+        logger.warning("%s", finding)
+    if len(warned) > _TOLD_FINDINGS:
+        logger.warning("and %d more: see --report", len(warned) - _TOLD_FINDINGS)
     failed = [str(finding) for finding in every if finding.severity == "fail"]
     if failed:
         lines = "\n".join(f"  {line}" for line in failed)
