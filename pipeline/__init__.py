@@ -14,5 +14,5 @@ A sample passes the modules in this order:
     manifest > write        counts; `dt=YYYY-MM-DD/` files and their manifest, atomically
     samples                 all of it wired together
     topics/                 samples as Kafka records; what all Kafka clients share
-    publish                 sample files to Kafka
+    publish/                sample files and event logs to Kafka
 """

@@ -98,7 +98,8 @@ class BehaviourKind(Section):
     length: Annotated[int, Field(ge=1, le=10_000)] = 100
     """At most so many behaviours: outcomes of any kind, known before the impression."""
     properties: list[str] = []
-    """Item columns that each behaviour carries (category, brand, ...): event columns."""
+    """Item columns that each behaviour carries (category, brand, price level, ...): of the event
+    or, where it has none, of its impression; or of the items' table, as of the behaviour's time."""
     time_buckets_seconds: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = [
         60.0,
         600.0,
@@ -108,7 +109,7 @@ class BehaviourKind(Section):
         3 * 86_400.0,
         7 * 86_400.0,
     ]
-    """Borders of a behaviour's age; bucket n has n borders at or below the age."""
+    """Borders of a behaviour's age, to the millisecond; bucket n has n borders at or below it."""
     tasks: Annotated[dict[str, Task], Field(min_length=1)] = {"ctr": Task(action="click")}
     idle_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the impressions without any outcome that are kept, each with weight 1 / share."""
@@ -118,6 +119,14 @@ class BehaviourKind(Section):
         borders = self.time_buckets_seconds
         if sorted(set(borders)) != borders:
             raise ValueError("time_buckets_seconds: expected borders that grow")
+        made = ["item_id", "action", "scenario", "time_bucket", *self.properties]
+        made += [f"{name}_count" for name in self.properties]
+        if twice := {name for name in made if made.count(name) > 1}:
+            raise ValueError(
+                f"properties: found {', '.join(sorted(twice))} twice; expected names that differ"
+                " from each other, from item_id, action, scenario and time_bucket, and from"
+                " NAME_count of each"
+            )
         return self
 
 

@@ -13,6 +13,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from pipeline.schema import InputError
 
@@ -52,19 +53,30 @@ def write(path: Path, data: bytes | memoryview | str, *, sync_folder: bool = Tru
         sync_folder: Whether the name is durable on return, too. Of many files, sync their folder
             once instead (`sync`), before anything says that they are there.
     """
+    with replacing(path) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+    if sync_folder:
+        sync(path.parent)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Gives a file to write to, which replaces `path` at the end; its name is not synced.
+
+    Args:
+        path: Where to; its folder is there. Untouched if what is inside fails.
+    """
     # Two writers of the same file, on two machines perhaps, do not meet.
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with aside.open("wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-    if sync_folder:
-        sync(path.parent)
 
 
 def sync(path: Path) -> None:

@@ -13,15 +13,12 @@ import logging
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline import schema as s
 from pipeline.account import account, built_days, facts_for, shared_files, with_findings
-from pipeline.build import BuildDays, Plan
 from pipeline.checks.days import check_days
 from pipeline.checks.drift import Finding
 from pipeline.days import (
@@ -48,6 +45,11 @@ from pipeline.manifest import (
 )
 from pipeline.specification import Specification
 from pipeline.write import Run, open_run
+
+if TYPE_CHECKING:
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    from pipeline.build import Plan
 
 logger = logging.getLogger(__name__)
 
@@ -256,6 +258,11 @@ def _build(
     tables: tuple[tuple[str, ...], tuple[str, ...]],
     span: Span,
 ) -> Manifest:
+    # Not at the top: who reads the configuration alone, as the live join, need not wait for Beam.
+    import apache_beam as beam
+
+    from pipeline.build import BuildDays, Plan
+
     chosen = files_for(files, span)
     if not chosen:
         raise s.InputError(

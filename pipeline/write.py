@@ -19,11 +19,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 import pyarrow as pa
@@ -40,6 +42,12 @@ from pipeline.manifest import (
 )
 
 _RUN_NAME = re.compile(r"run-(\d{5,})")
+_PARQUET: Final[dict[str, Any]] = {
+    "compression": "zstd",
+    "compression_level": 1,
+    # A checksum of each page, which `streaming.sources.archive` compares when it decodes one.
+    "write_page_checksum": True,
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -175,10 +183,49 @@ def by_day(samples: pa.Table) -> Iterator[tuple[int, pa.Table]]:
         yield int(days[start]), samples.slice(start, end - start)
 
 
+def slices_by_day(slices: Iterable[pa.Table]) -> Iterator[tuple[int, Iterator[pa.Table]]]:
+    """Yields each UTC day and its slices, one after another; each has rows of one day."""
+    yield from itertools.groupby(
+        slices, lambda rows: int(rows[s.TIMESTAMP_MS][0].as_py() // MS_PER_DAY)
+    )
+
+
+def write_slices(
+    folder: Path, kind: str, day: int, part: int, slices: Iterable[pa.Table]
+) -> OutputFile:
+    """Writes one file of rows that come a slice at a time, each a row group; see `write_day`."""
+    path = day_path(kind, day, part)
+    (folder / path).parent.mkdir(parents=True, exist_ok=True)
+    with durable.replacing(folder / path) as sink:
+        num_rows = write_groups(sink, slices, **_PARQUET)
+    with (folder / path).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return OutputFile(
+        path=path, kind=kind, day=name_of(day), part=part, rows=num_rows, sha256=digest
+    )
+
+
+def write_groups(sink: BinaryIO, tables: Iterable[pa.Table], **options: Any) -> int:
+    """Writes at least one table as Parquet, each as a row group, and returns how many rows."""
+    num_rows, writer = 0, None
+    for table in tables:
+        if writer is None:
+            writer = pq.ParquetWriter(sink, table.schema, **options)
+        writer.write_table(table, row_group_size=table.num_rows)
+        num_rows += table.num_rows
+    if writer is not None:
+        writer.close()
+    return num_rows
+
+
+def day_path(kind: str, day: int, part: int) -> str:
+    """Returns where the file of a kind, a day and a part stands in a run's folder."""
+    return f"{kind}/dt={name_of(day)}/part-{part:05d}.parquet"
+
+
 def write_day(folder: Path, kind: str, day: int, part: int, rows: pa.Table) -> OutputFile:
     """Writes one file: rows of one kind, day and part."""
-    name = name_of(day)
-    path = f"{kind}/dt={name}/part-{part:05d}.parquet"
+    name, path = name_of(day), day_path(kind, day, part)
     digest = _write_parquet(folder / path, rows)
     return OutputFile(path=path, kind=kind, day=name, part=part, rows=rows.num_rows, sha256=digest)
 
@@ -186,9 +233,7 @@ def write_day(folder: Path, kind: str, day: int, part: int, rows: pa.Table) -> O
 def _write_parquet(path: Path, table: pa.Table) -> str:
     sink = pa.BufferOutputStream()
     # Readers of ranges decode whole row groups: small ones keep that cheap and their caches useful.
-    options = {"compression": "zstd", "compression_level": 1, "row_group_size": 65_536}
-    # A checksum of each page, which `streaming.sources.archive` compares when it decodes one.
-    pq.write_table(table, sink, write_page_checksum=True, **options)
+    pq.write_table(table, sink, row_group_size=65_536, **_PARQUET)
     data = memoryview(sink.getvalue())
     path.parent.mkdir(parents=True, exist_ok=True)
     durable.write(path, data, sync_folder=False)  # `Run.commit` syncs the folders

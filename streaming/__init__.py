@@ -5,6 +5,7 @@ records are `pipeline.topics`); `feed > schedule` (which range comes next); `wor
 does with a range), `servers` (what the parameter servers hold); `attempts > callers > ledger >
 coordinator > checkpoints` (who decides and who remembers; files are written by `pipeline.durable`),
 `rejects` (when too much is undecodable); `watch` (how it is told); `cluster` (the processes).
+`joining` stands by itself: events to samples, before all that.
 """
 
 import os

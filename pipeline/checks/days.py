@@ -34,17 +34,21 @@ def profile_path(folder: Path, kind: str, day: str) -> Path:
     return folder / PROFILES / kind / f"dt={day}.json"
 
 
-def write_profile(path: Path, samples: pa.Table, specification: Specification) -> None:
+def profile_samples(samples: pa.Table, specification: Specification) -> Profile:
     """Profiles samples of one kind and day, all or a part of them."""
     features = [*specification.query_features, *specification.candidate_features]
     numbers = {feature.name for feature in features if feature.kind == "number"}
-    found = profile(samples, numbers={*numbers, *_COUNTS}, skip={s.EVENT_ID, s.PAIR_ID})
-    _write(path, found)
+    return profile(samples, numbers={*numbers, *_COUNTS}, skip={s.EVENT_ID, s.PAIR_ID})
+
+
+def write_profiles(path: Path, profiles: Iterable[Profile]) -> None:
+    """Writes the profile of the rows of several."""
+    _write(path, Profile.merge(profiles))
 
 
 def merge_profiles(paths: Iterable[Path], merged: Path) -> None:
     """Writes the profile of the rows of several."""
-    _write(merged, Profile.merge(map(read_profile, sorted(paths))))
+    write_profiles(merged, map(read_profile, sorted(paths)))
 
 
 def read_profile(path: Path) -> Profile:

@@ -72,8 +72,12 @@ class RawBlock:
     lines: bytes | None = None
 
 
-def find_files(inputs: Sequence[str]) -> list[str]:
+def find_files(inputs: Sequence[str], *, setting: str = "samples.inputs") -> list[str]:
     """Returns the files that paths, folders and globs name, sorted, each once.
+
+    Args:
+        inputs: Paths, folders, globs.
+        setting: Where they were given, for messages.
 
     Raises:
         InputError: If one of them names no file, or one with a suffix that is not known.
@@ -86,7 +90,7 @@ def find_files(inputs: Sequence[str]) -> list[str]:
             found = glob.glob(pattern, recursive=True)  # noqa: PTH207 -- may be absolute
         if not found:
             raise s.InputError(
-                f"samples.inputs: {pattern!r}: found no file; expected a file, a folder or a glob"
+                f"{setting}: {pattern!r}: found no file; expected a file, a folder or a glob"
                 f" of {', '.join(SUFFIXES)} files"
             )
         files.update(found)
@@ -137,7 +141,7 @@ def _inspect_parquet(
     except (pa.ArrowInvalid, OSError) as error:
         raise s.InputError(
             f"{path}: found no whole Parquet file ({_first_line(error)}); expected a footer at its"
-            " end: was the file cut off? Fetch it again, or take it out of samples.inputs"
+            " end: was the file cut off? Fetch it again, or take it out of the inputs"
         ) from error
     _require_columns(path, found.names, required)
     for name in (name for name in types if name in found.names):
@@ -278,7 +282,7 @@ def _open(path: str) -> BinaryIO:
 def _unreadable(path: str, error: Exception) -> s.InputError:
     return s.InputError(
         f"{path}: found bytes that cannot be decoded ({_first_line(error)}); expected a whole"
-        f" {Path(path).suffix[1:]} file: fetch it again, or take it out of samples.inputs"
+        f" {Path(path).suffix[1:]} file: fetch it again, or take it out of the inputs"
     )
 
 

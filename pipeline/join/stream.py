@@ -169,6 +169,13 @@ def _nothing_final() -> dict[str, int]:
 
 
 def _require_streamable(specification: Specification) -> None:
+    for name in ("users", "items"):
+        if getattr(specification, name) is not None:
+            raise InputError(
+                f"specification.{name}: found a table with validity; expected none where samples"
+                " are joined live: have the events carry these columns, or make the samples with"
+                " `headrace samples`"
+            )
     names = [name for name in _OF_ALL_USERS if name in specification.sample_schema.names]
     if names:
         raise InputError(

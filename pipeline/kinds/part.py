@@ -151,7 +151,7 @@ def make_part(
         outcomes=closed.outcomes,
         positives=with_labels(impressions, found),
         positive_rows=found[IMPRESSION_ROW].cast(pl.Int64).to_numpy(),
-        behaviours=_behaviours(wanted, impressions, closed, specification),
+        behaviours=_behaviours(wanted, impressions, closed, specification, tables),
         facts=facts,
         tables=tables,
         counts=counts,
@@ -172,8 +172,24 @@ def _attach(rows: pl.DataFrame, specification: Specification, tables: Tables) ->
     return rows
 
 
+def _attach_properties(
+    events: pl.DataFrame, specification: Specification, tables: Tables
+) -> pl.DataFrame:
+    """Returns outcomes, with what the items' table says of their items as of their own time."""
+    rows = events.filter(pl.col(s.ACTION) != s.IMPRESSION)
+    behaviour, validity = specification.kinds.behaviour, specification.items
+    if behaviour is None or validity is None or tables.items is None:
+        return rows
+    names = [name for name in behaviour.properties if name in validity.columns]
+    return as_of(rows, tables.items, key=s.ITEM_ID, time=s.TIMESTAMP_MS, columns=names)
+
+
 def _behaviours(
-    events: pl.DataFrame, impressions: pl.DataFrame, closed: Closed, specification: Specification
+    events: pl.DataFrame,
+    impressions: pl.DataFrame,
+    closed: Closed,
+    specification: Specification,
+    tables: Tables,
 ) -> pl.DataFrame:
     """Returns all outcomes; what a joined one does not say of its item, its impression does."""
     names = behaviours_schema(specification).names
@@ -181,8 +197,8 @@ def _behaviours(
     if behaviour is None:
         return events.clear().select(n for n in names if n in events.columns)
     unique = events.unique(IDENTITY, keep="first", maintain_order=True)
-    rows = unique.filter(pl.col(s.ACTION) != s.IMPRESSION)
-    properties = [name for name in behaviour.properties if name in rows.columns]
+    rows = _attach_properties(unique, specification, tables)
+    properties = [name for name in behaviour.properties if name in specification.columns]
     if not properties:
         return rows.select(names)
     row = pl.int_range(pl.len(), dtype=pl.UInt32).alias(IMPRESSION_ROW)

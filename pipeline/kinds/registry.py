@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import polars as pl
 import pyarrow as pa
 
-from pipeline.kinds import corpus, pair, retrieval, scenario
+from pipeline.kinds import behaviour, corpus, pair, retrieval, scenario
 from pipeline.kinds.part import UserPart
 from pipeline.known.items import ItemDays
 from pipeline.specification import Specification
@@ -23,6 +23,8 @@ class Kind:
         is_wanted: Whether a specification declares it.
         schema: Its columns.
         of_users: Makes the samples of one part of the users, by (timestamp_ms, event_id).
+        in_slices: The same for samples that are large: a slice at a time, each of one day, which
+            are row groups of the files.
         needs_items: Whether these are not whole before `with_items`.
         with_items: Makes them whole, from items as of each day; see `pipeline.kinds.dropped` for
             those that it cannot make.
@@ -32,6 +34,7 @@ class Kind:
     is_wanted: Callable[[Specification], bool]
     schema: Callable[[Specification], pa.Schema]
     of_users: Callable[[UserPart], pa.Table] | None = None
+    in_slices: Callable[[UserPart], Iterator[pa.Table]] | None = None
     needs_items: Callable[[Specification], bool] = lambda _: False
     with_items: Callable[[pa.Table, Specification, ItemDays], pa.Table] | None = None
     of_items: Callable[[pl.DataFrame, Specification, int], pa.Table] | None = None
@@ -61,6 +64,13 @@ KINDS: Final[dict[str, Kind]] = {
         is_wanted=lambda specification: pair.caps(specification)[1] > 0,
         schema=pair.item_schema,
         of_items=pair.make_items,
+    ),
+    "behaviour": Kind(
+        is_wanted=lambda specification: specification.kinds.behaviour is not None,
+        schema=behaviour.schema,
+        in_slices=behaviour.make,
+        needs_items=behaviour.needs_items,
+        with_items=behaviour.with_items,
     ),
     "corpus": Kind(
         is_wanted=lambda specification: specification.kinds.corpus is not None,

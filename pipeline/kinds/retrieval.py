@@ -19,6 +19,7 @@ from pipeline.join.labels import OUTCOME_TIME_MS
 from pipeline.kinds.part import UserPart
 from pipeline.known.history import recent_items
 from pipeline.known.items import ItemDays
+from pipeline.positions import IntArray
 from pipeline.specification import Specification
 
 STATISTICS: Final = (s.ITEM_IMPRESSIONS, s.ITEM_POSITIVES)
@@ -47,7 +48,10 @@ def make(part: UserPart) -> pa.Table:
     if length is not None:
         shown = shown_items(part.impressions, part.positive_rows)
         beside = exposed_items(positives, shown, window_ms=part.span.window_ms, length=length)
-    return assemble(positives, part.known_positives, part.specification, exposed=beside)
+    since = part.facts.since(positives[s.TIMESTAMP_MS].to_numpy())
+    return assemble(
+        positives, part.known_positives, part.specification, exposed=beside, since=since
+    )
 
 
 def in_order(positives: pl.DataFrame) -> pl.DataFrame:
@@ -61,6 +65,7 @@ def assemble(
     specification: Specification,
     *,
     exposed: pa.ListArray | None = None,
+    since: IntArray | None = None,
 ) -> pa.Table:
     """Returns sample columns of positives, all but their items' statistics.
 
@@ -72,6 +77,7 @@ def assemble(
             outcome time in order.
         specification: Says which columns.
         exposed: [num_samples] values of `exposed_item_id`.
+        since: [num_samples] times; what was known earlier is no history. None: all is.
     """
     wanted = schema(specification)
     computed = (s.HISTORY_ITEM_ID, s.EXPOSED_ITEM_ID, *STATISTICS)
@@ -79,15 +85,28 @@ def assemble(
     # Polars gives large strings and lists; samples have Arrow's plain ones.
     table = positives.select(columns.names).to_arrow().cast(columns)
     if s.HISTORY_ITEM_ID in wanted.names:
-        table = table.append_column(s.HISTORY_ITEM_ID, _history(positives, known, specification))
+        items = histories(positives, known, specification, since=since)
+        table = table.append_column(s.HISTORY_ITEM_ID, items)
     if exposed is not None:
         table = table.append_column(s.EXPOSED_ITEM_ID, exposed)
     return table.select([name for name in wanted.names if name in table.column_names])
 
 
-def _history(
-    positives: pl.DataFrame, known: pl.DataFrame, specification: Specification
+def histories(
+    rows: pl.DataFrame,
+    known: pl.DataFrame,
+    specification: Specification,
+    *,
+    since: IntArray | None = None,
 ) -> pa.ListArray:
+    """Returns [num_rows, (0 to length)] items of the last positives before each row.
+
+    Args:
+        rows: [num_rows] users and times.
+        known: See `assemble`.
+        specification: Says how many.
+        since: See `assemble`.
+    """
     kind = specification.event_schema.field(s.ITEM_ID).type
     return recent_items(
         (
@@ -95,13 +114,19 @@ def _history(
             known[OUTCOME_TIME_MS].to_numpy(),
             known[s.ITEM_ID].to_arrow().cast(kind),
         ),
-        (positives[s.USER_ID].to_arrow(), positives[s.TIMESTAMP_MS].to_numpy()),
+        (rows[s.USER_ID].to_arrow(), rows[s.TIMESTAMP_MS].to_numpy()),
         length=specification.history.length,
+        since=since,
     )
 
 
 def with_items(samples: pa.Table, specification: Specification, items: ItemDays) -> pa.Table:
     """Adds the counts of each sample's item in the days before; 0 for an item not seen yet."""
+    return add_statistics(samples, items).select(schema(specification).names)
+
+
+def add_statistics(samples: pa.Table, items: ItemDays) -> pa.Table:
+    """Returns samples with `item_impressions` and `item_positives` of the days before each."""
     counts = {name: np.zeros(samples.num_rows, np.int64) for name in STATISTICS}
     ids = pl.Series(pl.from_arrow(samples[s.ITEM_ID]))
     days = samples[s.TIMESTAMP_MS].to_numpy() // MS_PER_DAY
@@ -112,4 +137,4 @@ def with_items(samples: pa.Table, specification: Specification, items: ItemDays)
             counts[name][asked] = totals[name]
     for name, values in counts.items():
         samples = samples.append_column(name, pa.array(values))
-    return samples.select(schema(specification).names)
+    return samples

@@ -7,6 +7,7 @@ Pure functions make the rows; this reads what they need and writes what they giv
 from __future__ import annotations
 
 import dataclasses
+import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -16,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import schema as s
-from pipeline.checks.days import profile_path, write_profile
+from pipeline.checks.days import profile_path, profile_samples, write_profiles
+from pipeline.checks.profile import Profile
 from pipeline.days import MS_PER_DAY, name_of, parse_day
 from pipeline.join.labels import OUTCOME_TIME_MS
 from pipeline.join.step import JoinRule
@@ -36,7 +38,7 @@ from pipeline.known.items import (
 from pipeline.known.tables import as_of, read_table
 from pipeline.manifest import OutputFile, Report, merge_reports
 from pipeline.shuffle import Piece, read_pieces, write_pieces
-from pipeline.write import by_day, write_day
+from pipeline.write import by_day, slices_by_day, write_day, write_groups, write_slices
 
 if TYPE_CHECKING:
     from pipeline.build import Plan
@@ -121,20 +123,29 @@ class UserWork:
         self, number: int, part: UserPart
     ) -> tuple[list[OutputFile], list[tuple[str, str]]]:
         plan = self._plan
-        files, waiting = [], []
+        files: list[OutputFile] = []
+        waiting: list[tuple[str, str]] = []
         for name, kind in wanted(plan.specification).items():
-            if kind.of_users is None:
-                continue
-            samples = kind.of_users(part)
-            if not samples.num_rows:
+            if kind.in_slices is not None:
+                slices: Iterable[pa.Table] = kind.in_slices(part)
+            elif kind.of_users is not None:
+                slices = (rows for rows in [kind.of_users(part)] if rows.num_rows)
+            else:
                 continue
             if kind.needs_items(plan.specification):
                 path = plan.scratch / "asked" / name / f"part-{number:05d}.parquet"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                pq.write_table(samples, path, compression="lz4")
-                waiting.append((name, str(path)))
+                # Aside first: a runner that lost a worker may do this again while others read.
+                aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+                with aside.open("wb") as sink:
+                    num_rows = write_groups(sink, slices, compression="lz4")
+                aside.replace(path)
+                waiting += [(name, str(path))] if num_rows else []
+            elif kind.in_slices is not None:
+                files += _write_slices(plan, name, number, slices)
             else:
-                files += _write(plan, name, number, samples)
+                for rows in slices:
+                    files += _write(plan, name, number, rows)
         return files, waiting
 
     def _facts(self, number: int, part: UserPart) -> list[OutputFile]:
@@ -169,12 +180,16 @@ class UserWork:
 
     def finish(self, number: int, waiting: Asked, days: Iterable[int]) -> Report:
         """Makes samples whole that waited for their items, and writes them."""
-        plan, files, reports = self._plan, [], list[Report]()
+        plan, files, reports = self._plan, list[OutputFile](), list[Report]()
         items = ItemDays(plan.scratch / "items", days, plan.specification.scenarios)
         for name, path in waiting:
-            with_items = KINDS[name].with_items
+            in_slices, with_items = KINDS[name].in_slices, KINDS[name].with_items
             if with_items is None:
                 raise ValueError(f"{name} does not wait for items")
+            if in_slices is not None:
+                whole = (with_items(rows, plan.specification, items) for rows in _groups(path))
+                files += _write_slices(plan, name, number, whole)
+                continue
             samples = with_items(f.read_parquet(Path(path)), plan.specification, items)
             samples, dropped = take_dropped(samples)
             files += _write(plan, name, number, samples)
@@ -263,14 +278,36 @@ class ItemWork:
         return files
 
 
+def _groups(path: str) -> Iterator[pa.Table]:
+    with pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            yield file.read_row_group(group)
+
+
 def _write(plan: Plan, kind: str, number: int, samples: pa.Table) -> list[OutputFile]:
     """Writes samples, and profiles of them, a file for each day."""
     files = []
     for day, rows in by_day(samples):
         files.append(write_day(plan.folder, kind, day, number, rows))
         path = part_profile(plan.scratch, kind, name_of(day), number)
-        write_profile(path, rows, plan.specification)
+        write_profiles(path, [profile_samples(rows, plan.specification)])
     return files
+
+
+def _write_slices(
+    plan: Plan, kind: str, number: int, slices: Iterable[pa.Table]
+) -> Iterator[OutputFile]:
+    """Does the same with samples that come a slice at a time."""
+    for day, rows in slices_by_day(slices):
+        found: list[Profile] = []
+        yield write_slices(plan.folder, kind, day, number, _profiled(rows, plan, found))
+        write_profiles(part_profile(plan.scratch, kind, name_of(day), number), found)
+
+
+def _profiled(slices: Iterable[pa.Table], plan: Plan, found: list[Profile]) -> Iterator[pa.Table]:
+    for rows in slices:
+        found.append(profile_samples(rows, plan.specification))
+        yield rows
 
 
 def part_profile(scratch: Path, kind: str, day: str, number: int) -> Path:

@@ -9,6 +9,7 @@ all files together have one order, which a draw goes by, however many they are.
 from __future__ import annotations
 
 import dataclasses
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -137,7 +138,7 @@ def write_lookup(path: Path, items: pl.DataFrame, scenarios: Sequence[str]) -> N
         .to_arrow()
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}")
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # two tries may meet
     with pa.OSFile(str(aside), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table.combine_chunks())
     aside.replace(path)

@@ -69,7 +69,9 @@ def check_tables(
             raise s.InputError(
                 f"{where}: {path}: found no whole Parquet file ({str(error).splitlines()[0]})"
             ) from error
-        for name, kind in wanted.items():
+        for name, kind in (wanted | {s.VALID_TO_MS: "int64"}).items():
+            if name not in found.names and name == s.VALID_TO_MS:
+                continue
             if name not in found.names:
                 raise s.InputError(
                     f"{where}: {path}: {name}: found no such column; found"
@@ -141,7 +143,12 @@ def as_of(
     history = table.sort(s.VALID_FROM_MS).select(key, s.VALID_FROM_MS, s.VALID_TO_MS, *columns)
     ordered = rows.with_row_index("_row").sort(time, maintain_order=True)
     joined = ordered.join_asof(
-        history, left_on=time, right_on=s.VALID_FROM_MS, by=key, strategy="backward"
+        history,
+        left_on=time,
+        right_on=s.VALID_FROM_MS,
+        by=key,
+        strategy="backward",
+        check_sortedness=False,  # polars cannot, by key, and warns; both were sorted above
     )
     over = pl.col(s.VALID_TO_MS) <= pl.col(time)
     held = [pl.when(over).then(None).otherwise(pl.col(name)).alias(name) for name in columns]

@@ -2,6 +2,6 @@
 
 `record` is the form of a record and `example` that of records of a single `tf.Example`;
 `connection` is how a client is set up and how it fails, with TLS and passwords from `security`.
-None imports a Kafka client: these have their homes in `pipeline.publish` and
-`streaming.sources.kafka*`.
+None imports a Kafka client: these have their homes in `pipeline.publish`,
+`streaming.sources.kafka*` and `streaming.joining.kafka_*`.
 """

@@ -1,6 +1,6 @@
 """What all our Kafka clients share: where the brokers are, and errors that say what is wrong.
 
-It imports no Kafka client: those live in `pipeline.publish` and `streaming.sources.kafka*`.
+It imports no Kafka client: for those see `pipeline.topics`.
 """
 
 from __future__ import annotations

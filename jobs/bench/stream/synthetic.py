@@ -96,7 +96,7 @@ def publish_samples(samples: Path, address: str, *, topic: str) -> None:
         compression="lz4",
     )
     started = time.monotonic()
-    counts = publish(config, specification().sample_schema)
+    counts = publish(config, specification().sample_schema).counts
     rate = sum(count.samples for count in counts) / (time.monotonic() - started)
     logger.info("published at %.0f samples/s", rate)
 

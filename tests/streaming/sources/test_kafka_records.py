@@ -217,7 +217,7 @@ def test_published_records_have_the_time_of_their_newest_sample(
         samples_per_record=2,
         value_format=value_format,
     )
-    (count,) = publish(config, schema)
+    (count,) = publish(config, schema).counts
 
     source = KafkaSource(settings(kafka, topic), schema)
     end = {"arrow": 2, "example": 4}[value_format]

@@ -172,7 +172,7 @@ def test_publish_and_dead_letters_use_the_same_sections(
         ),
         SCHEMA,
     )
-    assert published[0].samples == 3
+    assert published.counts[0].samples == 3
 
     letters = DeadLetterTopic(
         KafkaSourceConfig(bootstrap_servers=servers, topics=["clicks"], **secure), "dead"

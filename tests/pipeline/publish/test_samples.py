@@ -9,13 +9,14 @@ import pytest
 from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource
 
-from pipeline.publish import PublishConfig, publish
+from pipeline.publish import Progress, PublishConfig, publish
 from pipeline.schema import InputError, SchemaMismatchError
 from pipeline.topics.connection import BrokerUnavailableError
 from streaming.source import Range
 from streaming.sources.kafka import KafkaSource, KafkaSourceConfig
 from tests.kafka.topics import create
 from tests.sample_folder import write_samples
+from tests.waiting import wait_until
 
 SCHEMA = pa.schema([("user_id", pa.int64()), ("item_id", pa.int64())])
 
@@ -60,7 +61,7 @@ def published(kafka: str, topic: str) -> dict[int, list[tuple[int, int]]]:
 def test_every_sample_arrives_once_in_the_order_of_its_users_days(
     folder: Path, kafka: str, topic: str, compression: str
 ) -> None:
-    counts = publish(settings(folder, kafka, topic, compression=compression), SCHEMA)
+    counts = publish(settings(folder, kafka, topic, compression=compression), SCHEMA).counts
 
     # Parts 0 and 2 share partition 0; of a day, part 0 comes first.
     zeros = [(0, item) for item in (1, 2, 3, 4, 5, 6)]
@@ -83,7 +84,7 @@ def test_samples_that_the_topics_retention_would_delete_are_warned_of(
     folder: Path, kafka: str, topic: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     def warnings() -> list[str]:  # ours, and not what the client logs meanwhile
-        return [r.getMessage() for r in caplog.records if r.name == "pipeline.publish"]
+        return [r.getMessage() for r in caplog.records if r.name == "pipeline.publish.topic"]
 
     admin = KafkaAdminClient(bootstrap_servers=kafka)
     create(admin, topic, 2, retention_ms="86400000")
@@ -102,17 +103,50 @@ def test_samples_that_the_topics_retention_would_delete_are_warned_of(
 
 
 @pytest.mark.kafka
-def test_a_topic_with_records_is_refused_unless_appending(
+def test_whoever_reads_when_it_has_returned_sees_all_of_it(
+    folder: Path, kafka: str, topic: str
+) -> None:
+    for attempt in range(20):
+        publish(settings(folder, kafka, f"{topic}-{attempt}"), SCHEMA)
+        assert [len(rows) for rows in published(kafka, f"{topic}-{attempt}").values()] == [7, 4]
+
+
+@pytest.mark.kafka
+def test_a_job_that_is_finished_has_nothing_left_to_send(
+    folder: Path, kafka: str, topic: str
+) -> None:
+    first = publish(settings(folder, kafka, topic), SCHEMA)
+    assert not first.was_finished
+    again = publish(settings(folder, kafka, topic), SCHEMA)
+    assert again.was_finished
+    assert again.counts == first.counts
+    assert len(published(kafka, topic)[1]) == 4
+
+
+@pytest.mark.kafka
+def test_another_job_is_refused_a_topic_with_records_unless_appending(
     folder: Path, kafka: str, topic: str
 ) -> None:
     publish(settings(folder, kafka, topic), SCHEMA)
 
-    with pytest.raises(InputError, match=rf"found 5 records in topic {topic}; expected an empty"):
-        publish(settings(folder, kafka, topic), SCHEMA)
+    other = settings(folder, kafka, topic, job="other")
+    with pytest.raises(InputError, match=rf"records in topic {topic}, of which job 'other' knows"):
+        publish(other, SCHEMA)
     assert len(published(kafka, topic)[1]) == 4
 
-    publish(settings(folder, kafka, topic, append=True), SCHEMA)
+    publish(other.model_copy(update={"append": True}), SCHEMA)
     assert len(published(kafka, topic)[1]) == 8
+
+
+@pytest.mark.kafka
+def test_a_topic_that_was_made_anew_is_written_anew(folder: Path, kafka: str, topic: str) -> None:
+    publish(settings(folder, kafka, topic), SCHEMA)
+    admin = KafkaAdminClient(bootstrap_servers=kafka)
+    admin.delete_topics([topic])
+    wait_until(lambda: topic not in admin.list_topics())
+    admin.close()
+    assert not publish(settings(folder, kafka, topic), SCHEMA).was_finished
+    assert len(published(kafka, topic)[1]) == 4
 
 
 @pytest.mark.kafka
@@ -149,14 +183,21 @@ def test_a_record_larger_than_the_topic_takes_says_which_setting(
 
 @pytest.mark.kafka
 def test_progress_is_told_up_to_the_total(folder: Path, kafka: str, topic: str) -> None:
-    told: list[tuple[int, int]] = []
-    publish(
-        settings(folder, kafka, topic),
-        SCHEMA,
-        on_progress=lambda sent, total: told.append((sent, total)),
-    )
-    assert told[-1] == (11, 11)
-    assert len(told) == 5
+    told: list[Progress] = []
+    publish(settings(folder, kafka, topic), SCHEMA, on_progress=told.append)
+    assert [(now.rows, now.total) for now in told][-1] == (11, 11)
+    assert [now.records for now in told] == [1, 2, 3, 4, 5]
+    assert {now.doing for now in told} == {"sending"}
+
+
+@pytest.mark.kafka
+def test_a_progress_topic_that_forgets_is_refused(folder: Path, kafka: str, topic: str) -> None:
+    admin = KafkaAdminClient(bootstrap_servers=kafka)
+    create(admin, f"{topic}-progress", 1, cleanup_policy="delete")
+    admin.close()
+    config = settings(folder, kafka, topic, progress_topic=f"{topic}-progress")
+    with pytest.raises(InputError, match=r"found cleanup.policy=delete.*expected compact"):
+        publish(config, SCHEMA)
 
 
 def test_a_broker_that_is_not_there_is_named_with_the_cause(folder: Path) -> None:

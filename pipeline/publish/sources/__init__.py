@@ -1,0 +1,1 @@
+"""Files to rows of partitions, in an order that depends on the files: `rows > order > each`."""
