@@ -45,7 +45,7 @@ LOG = [
     row("a!", 1, 1, 10, "click"),
     row("b", 5, 1, 11, scenario="search", device="desk"),
     row("c", 6, 2, 10, scenario="video"),  # of no other scenario
-    row("d", DAY - 1, 1, 11, size=3.0, device="watch"),
+    row("d", DAY - 5, 1, 11, size=3.0, device="watch"),
     row("d!", DAY + 1, 1, 11, "click"),
     row("e", DAY + 5, 2, 10, size=4.0),
     row("night", 2 * DAY, 1, 12),
@@ -57,7 +57,7 @@ def make(folder: Path, kind: str, spec: Specification | None = None, log: Any = 
     levels = pl.DataFrame(
         {
             "user_id": [1, 1, 1],
-            "valid_from_ms": [0, START + DAY - 1, START + DAY],
+            "valid_from_ms": [0, START + DAY - 3, START + DAY],
             "level": [1, 2, 3],
         }
     )
@@ -86,7 +86,7 @@ def test_pairs_of_users_by_hand(tmp_path: Path) -> None:
         "timestamp_ms": START + DAY - 1,
         "user_id": 1,
         "device": "watch",  # of the day's newest impression
-        "level": 2,  # the row of the next day does not hold yet
+        "level": 2,  # newer than the impression; that of the next day does not hold yet
     }
     assert feed == shared | {
         "view": 0,

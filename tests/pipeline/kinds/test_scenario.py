@@ -174,6 +174,14 @@ def test_groups_without_negatives_are_dropped_and_counted(tmp_path: Path) -> Non
     assert {n: c for n, c in report.days[TODAY].items() if n.startswith("scenario")} == lost
 
 
+def test_a_day_on_which_nothing_happened_is_looked_back_to_as_any_other(tmp_path: Path) -> None:
+    log = shown({1: 1, 2: 1}) + taken("on the third day", DAY, 1, 1)
+    found, _ = make(tmp_path / "2", log, spec_of(), lookback_days=2)
+    assert {row["item_id"] for row in found} == {1, 2}
+    found, report = make(tmp_path / "1", log, spec_of(), lookback_days=1)
+    assert (found, report.counts["scenario no_exposure_before"]) == ([], 1)
+
+
 def test_the_manifest_says_what_was_dropped_and_a_first_day_may_have_nothing(
     tmp_path: Path,
 ) -> None:
