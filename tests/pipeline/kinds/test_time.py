@@ -140,7 +140,7 @@ def test_days_built_one_after_another_are_those_built_at_once(
     lookback_days: int | None,
     at_once: int,
 ) -> None:
-    spec = real_specification(kinds=real_specification().kinds.model_dump() | {"retrieval": None})
+    spec = every_kind()
     events = with_columns(log, spec)
     settings = {"window_ms": window_ms, "lookback_days": lookback_days, "num_parts": 2}
     folder = tmp_path_factory.mktemp("whole")
