@@ -255,7 +255,9 @@ def _expand(
     rows = rows.ravel()
     names = [s.ITEM_ID, *item_features(specification)]
     found = lookup.take(rows, [*names, *ITEM_COUNTS])
-    is_unknown = pa.array(rows < 0)
+    # A positive may have become known of an item that was last shown before the lookback.
+    shown = pc.fill_null(found[s.ITEM_SCENARIO_IMPRESSIONS], 0)
+    is_unknown = pc.equal(shown, 0)
     for name in names:
         position = table.column_names.index(name)
         kind = s.ARROW_TYPES[specification.column_types[name]]
