@@ -167,7 +167,7 @@ def test_a_broker_that_stops_and_comes_back_delays_a_join_and_changes_nothing(
     own_broker, topic, tmp_path
 ) -> None:
     world, log = World(own_broker.bootstrap, topic, tmp_path), random_log(1200, seed=14)
-    running = Running(world.loop(**LIVE))
+    running = Running(world.loop(**LIVE), again=lambda: world.loop(**LIVE))
     for part, end in enumerate([own_broker.stop, own_broker.kill, None]):
         cut = log[part * len(log) // 3 : (part + 1) * len(log) // 3]
         world.send(cut)

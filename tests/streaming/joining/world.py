@@ -18,6 +18,7 @@ from streaming.joining.config import JoinConfig
 from streaming.joining.life import Wiring
 from streaming.joining.loop import JoinLoop
 from streaming.joining.progress import Progress, summed
+from streaming.source import SourceUnavailableError
 from tests.kafka.topics import create
 from tests.pipeline.event_log import specification
 from tests.streaming.joining.naive import WINDOW_MS, Event, NaiveJoiner, Sample
@@ -152,20 +153,35 @@ def totals(progress: Iterable[Progress]) -> dict[str, int]:
 
 
 class Running:
-    """A loop in a thread of its own."""
+    """A loop in a thread of its own.
 
-    def __init__(self, loop: JoinLoop) -> None:
+    Where `again` is given, a loop that ends since a broker is away is followed by another one, as a
+    process that ends with 75 is by Kubernetes.
+    """
+
+    def __init__(self, loop: JoinLoop, *, again: Callable[[], JoinLoop] | None = None) -> None:
         self.loop = loop
+        self._again = again
+        self._stopped = False
         self.error: Exception | None = None
         self.progress: list[Progress] = []
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        try:
-            self.progress = self.loop.run()
-        except Exception as error:  # noqa: BLE001 - the test looks at it
-            self.error = error
+        while True:
+            try:
+                self.progress = self.loop.run()
+            except SourceUnavailableError as error:
+                if self._again is None or self._stopped:
+                    self.error = error
+                    return
+                self.loop = self._again()
+            except Exception as error:  # noqa: BLE001 - the test looks at it
+                self.error = error
+                return
+            else:
+                return
 
     def count(self, name: str = "events") -> int:
         """Returns a total of what was committed so far."""
@@ -180,6 +196,7 @@ class Running:
         assert not self.alive
 
     def stop(self) -> list[Progress]:
+        self._stopped = True
         self.loop.stop()
         self.wait()
         if self.error is not None:
