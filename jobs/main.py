@@ -23,6 +23,7 @@ COMMANDS: Final[dict[str, dict[str, str]]] = {
     "Samples": {
         "samples": "event logs to training samples, dt=YYYY-MM-DD/*.parquet with a manifest (Beam)",
         "publish": "sample files to a Kafka topic",
+        "join": "events from Kafka, joined as they come, to a topic of samples, exactly once",
     },
     "Training": {
         "train": "a stream of samples to parameters: coordinator, parameter servers, workers",
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return EXIT_BAD_INPUT
     _set_up_logging()
-    module = f"jobs.{command}.main" if command in ("bench", "demo") else f"jobs.{command}"
+    module = f"jobs.{command}.main" if command in ("bench", "demo", "join") else f"jobs.{command}"
     try:
         job: Main = importlib.import_module(module).main
         return run_job(job, rest)

@@ -25,7 +25,7 @@ EXIT_BAD_INPUT: Final = 2
 EXIT_RETRY: Final = 75
 """Something is away for a while (sysexits' EX_TEMPFAIL): run again."""
 
-SECTIONS: Final = ("specification", "samples", "publish", "model", "train", "export")
+SECTIONS: Final = ("specification", "samples", "publish", "join", "model", "train", "export")
 """Every top-level key that a file may have, in the order in which a sample passes them."""
 
 _Path = tuple[str | int, ...]

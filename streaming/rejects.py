@@ -21,15 +21,19 @@ class RejectLimit:
     source it is compared as it is. Records that were lost are not rejects: `on_lost` decides there.
     """
 
-    def __init__(self, share: float, *, kept_in: str) -> None:
+    def __init__(
+        self, share: float, *, kept_in: str, option: str = "train.max_reject_share"
+    ) -> None:
         """Allows a share.
 
         Args:
-            share: `train.max_reject_share`.
+            share: The share.
             kept_in: Where rejected records are found, for the message.
+            option: Where a configuration has the share, for the message.
         """
         self._share = share
         self._kept_in = kept_in
+        self._option = option
         self._latest: deque[tuple[int, int]] = deque()
         self._records = self._rejects = 0
 
@@ -61,7 +65,7 @@ class RejectLimit:
             judged = records >= _JUDGED or (complete and what == "all")
             if rejects > allowed and judged:
                 raise InputError(
-                    f"train.max_reject_share: {rejects} of {what} {records} records were"
+                    f"{self._option}: {rejects} of {what} {records} records were"
                     f" rejected, {rejects / records:.2%}; expected at most {self._share:.2%}: see"
                     f" them, with offset and reason, in {self._kept_in}"
                 )

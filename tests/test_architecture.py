@@ -33,6 +33,9 @@ HOMES = {
     "tf_keras": {"models", "streaming", "jobs"},
     "kafka": {
         "pipeline.publish",
+        "streaming.joining.kafka_input",
+        "streaming.joining.kafka_output",
+        "streaming.joining.kafka_topics",
         "streaming.sources.kafka",
         "streaming.sources.kafka_client",
         "streaming.sources.kafka_dead_letters",

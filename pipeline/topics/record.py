@@ -1,6 +1,7 @@
 """The stream record: one Arrow IPC batch of many samples. Who writes and who reads share it.
 
 A header says that it is one, or that it is a single `tf.Example` (`pipeline.topics.example`).
+Events are written in the same way, or each as a JSON object of its own.
 
 The batch itself is not compressed: Kafka compresses whole sets of records, which reads several
 times faster than compression inside Arrow's stream.
@@ -9,7 +10,7 @@ times faster than compression inside Arrow's stream.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 import pyarrow as pa
@@ -21,8 +22,11 @@ FORMAT_HEADER: Final = "headrace-format"
 SCHEMA_HEADER: Final = "headrace-schema"
 ARROW_FORMAT: Final = b"arrow-ipc/1"
 EXAMPLE_FORMAT: Final = b"tf-example/1"
+JSON_FORMAT: Final = b"json/1"
 FORMATS: Final = {"arrow": ARROW_FORMAT, "example": EXAMPLE_FORMAT}
-"""By the names that a configuration has for them."""
+"""Of samples, by the names that a configuration has for them."""
+EVENT_FORMATS: Final = {"json": JSON_FORMAT, "arrow": ARROW_FORMAT}
+"""Of events, likewise: one JSON object, or an Arrow batch of many."""
 
 Headers = Sequence[tuple[str, bytes]]
 
@@ -68,9 +72,11 @@ def format_of(headers: Headers, *, default: bytes) -> bytes:
     return default
 
 
-def unknown_format(found: bytes) -> RecordError:
+def unknown_format(
+    found: bytes, *, known_formats: Collection[bytes] = tuple(FORMATS.values())
+) -> RecordError:
     """Returns the error for a format that is none of ours."""
-    known = " or ".join(str(name) for name in FORMATS.values())
+    known = " or ".join(str(name) for name in known_formats)
     return RecordError(
         "unknown-format", f"header {FORMAT_HEADER}: found {found[:50]!r}; expected {known}"
     )
@@ -93,7 +99,7 @@ def decode(value: bytes | None, *, schema: pa.Schema, where: str) -> pa.Table:
     """
     if value is None:
         raise RecordError("no-value", "found a record without a value; expected an Arrow batch")
-    samples = conform(pa.Table.from_batches([_only_batch(value)]), schema, where=where)
+    samples = conform(pa.Table.from_batches([only_batch(value)]), schema, where=where)
     for error in harmful_rows(samples).values():
         raise error
     return samples
@@ -124,7 +130,12 @@ def harmful_rows(samples: pa.Table) -> dict[int, RecordError]:
     return found
 
 
-def _only_batch(value: bytes) -> pa.RecordBatch:
+def only_batch(value: bytes) -> pa.RecordBatch:
+    """Returns the one batch of an Arrow record, which shares the memory of `value`.
+
+    Raises:
+        RecordError: If the bytes are not one whole Arrow batch.
+    """
     try:
         with pa.ipc.open_stream(pa.py_buffer(value)) as stream:
             # Damage in a name shows only when it is asked for.

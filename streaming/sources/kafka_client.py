@@ -18,6 +18,10 @@ from streaming.source import SourceUnavailableError
 
 logger = logging.getLogger(__name__)
 
+_AGAIN: Final = (
+    "Nothing was saved since. To go on in the new one: `headrace offsets reset --to earliest"
+    " --topic {topic}`; or train in a new directory"
+)
 _POLL_MS: Final = 50
 _CLOSE_MS: Final = 1000
 _SHOWN_TOPICS: Final = 20
@@ -38,6 +42,8 @@ class KafkaClient:
         *,
         fetch_bytes: int,
         dead_letters: str | None = None,
+        made_by: str = "`headrace publish` makes one",
+        again: str = _AGAIN,
     ) -> None:
         """Connects to nothing yet.
 
@@ -46,11 +52,14 @@ class KafkaClient:
             topics: What is read.
             fetch_bytes: What one request for records may bring.
             dead_letters: Another topic that has to be there.
+            made_by: Where a topic comes from, for who has none.
+            again: What to do about one, `{topic}`, that was deleted and created again.
         """
         self._config = config
         self._topics = list(topics)
         self._required = [*topics, *([dead_letters] if dead_letters is not None else [])]
         self._fetch_bytes = fetch_bytes
+        self._made_by, self._again = made_by, again
         self._ids: dict[str, str] = {}
         self._consumer: KafkaConsumer | None = None
         self._admin: KafkaAdminClient | None = None
@@ -192,7 +201,7 @@ class KafkaClient:
         return (
             f"topics: found no topic {', '.join(missing)}{deleted} at"
             f" {', '.join(self._config.bootstrap_servers)}; expected one of: {shown}{more}"
-            " (`headrace publish` makes one)"
+            f" ({self._made_by})"
         )
 
     def _compare_ids(self, found: Mapping[str, str]) -> None:
@@ -200,9 +209,7 @@ class KafkaClient:
             if (known := self._ids.setdefault(name, topic_id)) != topic_id:
                 raise InputError(
                     f"topic {name!r}: found id {topic_id}; expected {known}: it was deleted and"
-                    " created again while it was read. Nothing was saved since. To go on in the"
-                    f" new one: `headrace offsets reset --to earliest --topic {name}`; or train in"
-                    " a new directory"
+                    f" created again while it was read. {self._again.format(topic=name)}"
                 )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -16,12 +17,12 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from pipeline.schema import InputError
+from streaming.ledger import Totals
 from streaming.watch.pulse import Pulse
-from streaming.watch.telemetry import TOTALS
 
 logger = logging.getLogger(__name__)
 
-_COUNTERS = {f"stream/{name}" for name in TOTALS} | {"checkpoint/saves"}
+_COUNTERS = {f"stream/{field.name}" for field in dataclasses.fields(Totals)} | {"checkpoint/saves"}
 _NOT_IN_NAMES = re.compile(r"[^a-zA-Z0-9_]")
 _MILLISECONDS = "_ms"
 
@@ -29,8 +30,9 @@ _MILLISECONDS = "_ms"
 class _Figures(Collector):
     """The latest figures as Prometheus' metrics, in its base units: seconds, never milliseconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, counters: Collection[str]) -> None:
         self.latest: Mapping[str, float] = {}
+        self._counters = counters
 
     def describe(self) -> list[Metric]:
         return []  # unknown until the run has begun
@@ -44,7 +46,7 @@ class _Figures(Collector):
             if name.endswith(_MILLISECONDS):
                 name, value = name.removesuffix(_MILLISECONDS) + "_timestamp_seconds", value / 1e3
             if name not in families:
-                kind = CounterMetricFamily if key in _COUNTERS else GaugeMetricFamily
+                kind = CounterMetricFamily if key in self._counters else GaugeMetricFamily
                 names = ["topic"] if label else []
                 families[name] = kind(name, f"{key} of metrics.jsonl", labels=names)
             families[name].add_metric(label, value)  # type: ignore[attr-defined]
@@ -58,18 +60,28 @@ class Endpoints:
     main thread that hangs, too.
     """
 
-    def __init__(self, pulse: Pulse, *, host: str, port: int) -> None:
+    def __init__(
+        self,
+        pulse: Pulse,
+        *,
+        host: str,
+        port: int,
+        section: str = "train.watch",
+        counters: Collection[str] = _COUNTERS,
+    ) -> None:
         """Begins to serve.
 
         Args:
             pulse: What the probes ask.
             host: The address to listen on.
             port: The port; 0 takes a free one.
+            section: Where a configuration has the port, for messages.
+            counters: Figures, by `area/noun`, that only grow.
 
         Raises:
             InputError: If the port is taken, or the address is not this machine's.
         """
-        self._figures = _Figures()
+        self._figures = _Figures(counters)
         registry = CollectorRegistry()
         registry.register(self._figures)
         ProcessCollector(registry=registry)
@@ -77,7 +89,7 @@ class Endpoints:
             self._server = ThreadingHTTPServer((host, port), _handler(pulse, registry))
         except OSError as error:
             raise InputError(
-                f"train.watch.port: found {host}:{port} not to be had ({error.strerror}); expected"
+                f"{section}.port: found {host}:{port} not to be had ({error.strerror}); expected"
                 " a free port of this machine: name another"
             ) from error
         self.address = f"{host}:{self._server.server_address[1]}"

@@ -13,12 +13,14 @@ from pipeline.publish import PublishConfig
 from pipeline.samples import SamplesConfig
 from pipeline.specification import Specification
 from streaming.config import TrainConfig
+from streaming.joining.config import JoinConfig
 
 CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs"
 MODELS = {
     "specification": Specification,
     "samples": SamplesConfig,
     "publish": PublishConfig,
+    "join": JoinConfig,
     "model": TwoTowerConfig,
     "train": TrainConfig,
     "export": ExportConfig,

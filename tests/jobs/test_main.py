@@ -51,7 +51,7 @@ print([m for m in ("tensorflow", "tf_keras") if m in sys.modules])
         [sys.executable, "-c", program], check=True, capture_output=True, text=True
     )
     assert shown.stdout.splitlines()[-1] == "[]"
-    assert shown.stdout.count("usage: headrace ") == 12
+    assert shown.stdout.count("usage: headrace ") == 13
     assert "unheard of" not in shown.stdout
     assert shown.stderr == ""
 

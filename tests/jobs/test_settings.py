@@ -114,8 +114,8 @@ def test_unknown_keys_inside_lists_and_dictionaries_are_found_too(tmp_path: Path
 
 def test_an_unknown_section_is_an_error_even_if_the_job_does_not_need_it(tmp_path: Path) -> None:
     assert problems(tmp_path, "train: {directory: d}\nexprot: {}") == [
-        "exprot: found an unknown section; expected one of specification, samples, publish, model,"
-        " train, export (did you mean 'export'?)"
+        "exprot: found an unknown section; expected one of specification, samples, publish, join,"
+        " model, train, export (did you mean 'export'?)"
     ]
 
 
@@ -198,7 +198,7 @@ def test_an_override_is_named_wherever_its_value_is_found_wrong(tmp_path: Path) 
     assert line.startswith(f"{tmp_path}/config.yaml with --set {override}: specification.features.")
     assert problems(tmp_path, text, "trian.dim=3", **given) == [
         "--set trian.dim=3: trian: found an unknown section; expected one of specification,"
-        " samples, publish, model, train, export (did you mean 'train'?)"
+        " samples, publish, join, model, train, export (did you mean 'train'?)"
     ]
 
 

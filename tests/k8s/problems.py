@@ -10,7 +10,15 @@ from typing import Any
 import yaml
 
 from streaming.cluster import Topology, index_from_hostname
-from tests.k8s.rendering import Objects, arguments, container, of_kind, pod, selects
+from tests.k8s.rendering import (
+    Objects,
+    arguments,
+    container,
+    of_kind,
+    pod,
+    selected_by,
+    selects,
+)
 
 UNITS = {"m": 1e-3, "": 1.0, "Mi": 2.0**20, "Gi": 2.0**30}
 
@@ -20,7 +28,8 @@ def problems(objects: Objects) -> Iterator[str]:
     workloads = of_kind(objects, "StatefulSet", "Job")
     for workload in workloads + of_kind(objects, "Deployment"):
         name = workload["metadata"]["name"]
-        for check in CHECKS if workload in workloads else CHECKS_OF_ALL:
+        checks = CHECKS_OF.get(name, CHECKS)
+        for check in checks:
             yield from (f"{name}: {problem}" for problem in check(workload, objects))
     for service in of_kind(objects, "Service"):
         yield from service_problems(service, workloads)
@@ -60,10 +69,15 @@ def network_problems(objects: Objects) -> Iterator[str]:
         name = workload["metadata"]["name"]
         peers = _peers(objects, workload, "grpc")
         chosen = [peer.get("podSelector", {}).get("matchExpressions") for peer in peers]
-        if chosen != [[own]] or "namespaceSelector" in peers[0]:
+        if name == JOINER:
+            own_ports = [port["name"] for port in container(workload)["ports"]]
+            if own_ports != ["http"]:
+                yield f"{name}: listens at {own_ports}"
+        elif chosen != [[own]] or "namespaceSelector" in peers[0]:
             yield f"{name}: its grpc port is open to {peers}"
         peers = _peers(objects, workload, "http")
-        wanted = [["namespaceSelector"]] if name == "headrace-coordinator" else []
+        told = name in ("headrace-coordinator", JOINER)
+        wanted = [["namespaceSelector"]] if told else []
         if [list(peer) for peer in peers] != wanted:
             yield f"{name}: its http port is open to {peers}; metrics are for monitoring"
 
@@ -74,7 +88,7 @@ def _peers(objects: Objects, workload: dict[str, Any], port: str) -> list[dict[s
     return [
         peer
         for spec in specs
-        if selects(spec["podSelector"]["matchLabels"], workload)
+        if selected_by(spec["podSelector"], workload)
         for rule in spec["ingress"]
         if port in [each["port"] for each in rule["ports"]]
         for peer in rule["from"]
@@ -128,11 +142,22 @@ def reference_problems(workload: dict[str, Any], objects: Objects) -> Iterator[s
     if config.name not in files.get(mounted, {}):
         yield f"{config} is not mounted"
         return
-    settings = yaml.safe_load(files[mounted][config.name])
-    directory = Path(container(workload)["workingDir"]) / settings["train"]["directory"]
+    yield from _folder_problems(workload, yaml.safe_load(files[mounted][config.name]))
+
+
+def _folder_problems(workload: dict[str, Any], settings: dict[str, Any]) -> Iterator[str]:
+    """Checks that what must last is written to a volume that does."""
+    volumes = {volume["name"]: volume for volume in pod(workload)["volumes"]}
+    mounts = {mount["mountPath"]: mount["name"] for mount in container(workload)["volumeMounts"]}
     kept = [path for path, name in mounts.items() if "persistentVolumeClaim" in volumes[name]]
-    if not any(directory.is_relative_to(path) for path in kept):
-        yield f"train.directory {directory} is on no volume that lasts"
+    written = {
+        "train.directory": settings["train"]["directory"],
+        "join.snapshot.directory": settings["join"]["snapshot"]["directory"],
+    }
+    for option, folder in written.items():
+        directory = Path(container(workload)["workingDir"]) / folder
+        if not any(directory.is_relative_to(path) for path in kept):
+            yield f"{option} {directory} is on no volume that lasts"
 
 
 def thread_problems(workload: dict[str, Any], objects: Objects) -> Iterator[str]:
@@ -203,7 +228,8 @@ def probe_problems(workload: dict[str, Any], objects: Objects) -> Iterator[str]:
     }:
         yield f"probes ask {paths}"
     (config,) = [o for o in of_kind(objects, "ConfigMap") if "configs" in o["metadata"]["name"]]
-    watch = yaml.safe_load(config["data"]["stream.yaml"])["train"]["watch"]
+    section = "join" if workload["metadata"]["name"] == JOINER else "train"
+    watch = yaml.safe_load(config["data"]["stream.yaml"])[section]["watch"]
     ports = {port["name"]: port["containerPort"] for port in found["ports"]}
     asked = {ports.get(probe["port"]) for probe in probes.values()}
     scraped = int(workload["spec"]["template"]["metadata"]["annotations"]["prometheus.io/port"])
@@ -218,6 +244,20 @@ def exporter_problems(workload: dict[str, Any], objects: Objects) -> Iterator[st
         yield "it ends after one export"
 
 
+def joiner_problems(workload: dict[str, Any], objects: Objects) -> Iterator[str]:
+    """Checks that all pods together have each partition, and no two the same."""
+    count = workload["spec"]["replicas"]
+    (units,) = [arguments(workload, objects)["--set"].removeprefix("join.input.units=")]
+    if units != f"0/{count}":
+        yield f"pod 0 of {count} has {units} of the partitions"
+    if workload["spec"]["serviceName"] != JOINER:
+        yield "its pods have no names"
+    threads = {e["name"]: e["valueFrom"] for e in container(workload)["env"]}["POLARS_MAX_THREADS"]
+    if threads != {"resourceFieldRef": {"resource": "limits.cpu", "divisor": "1"}}:
+        yield f"threads: {threads}"
+
+
+JOINER = "headrace-joiner"
 CHECKS = (
     label_problems,
     job_problems,
@@ -227,4 +267,18 @@ CHECKS = (
     address_problems,
     probe_problems,
 )
-CHECKS_OF_ALL = (exporter_problems, reference_problems, thread_problems, resource_problems)
+CHECKS_OF = {
+    "headrace-exporter": (
+        exporter_problems,
+        reference_problems,
+        thread_problems,
+        resource_problems,
+    ),
+    JOINER: (
+        joiner_problems,
+        label_problems,
+        reference_problems,
+        resource_problems,
+        probe_problems,
+    ),
+}

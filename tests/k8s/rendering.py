@@ -16,6 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS = ("base", "overlays/small", "overlays/production")
 BIN = Path(sys.executable).parent
 
+_INDEX = "metadata.labels['apps.kubernetes.io/pod-index']"
+
 Objects = list[dict[str, Any]]
 
 
@@ -50,9 +52,20 @@ def arguments(workload: dict[str, Any], objects: Objects) -> dict[str, str]:
     found = container(workload)
     names = [source["configMapRef"]["name"] for source in found.get("envFrom", [])]
     values = {k: v for name in names for k, v in named(objects, "ConfigMap", name)["data"].items()}
+    # Of pod 0.
+    values |= {e["name"]: "0" for e in found.get("env", []) if _INDEX in str(e["valueFrom"])}
     flags = [re.sub(r"\$\((\w+)\)", lambda m: values[m[1]], text) for text in found["args"][1:]]
     return {name: value for name, _, value in (flag.partition("=") for flag in flags)}
 
 
 def selects(wanted: dict[str, str], workload: dict[str, Any]) -> bool:
     return wanted.items() <= workload["spec"]["template"]["metadata"]["labels"].items()
+
+
+def selected_by(selector: dict[str, Any], workload: dict[str, Any]) -> bool:
+    """Returns whether a selector, with the operator In at most, selects a workload's pods."""
+    labels = workload["spec"]["template"]["metadata"]["labels"]
+    return selects(selector.get("matchLabels", {}), workload) and all(
+        each["operator"] == "In" and labels.get(each["key"]) in each["values"]
+        for each in selector.get("matchExpressions", [])
+    )

@@ -26,7 +26,7 @@ def test_manifests_have_none_of_the_faults_that_schemas_miss(rendered: Objects) 
 def test_a_run_without_end_has_a_coordinator_that_comes_back(layer: str, kind: str) -> None:
     objects = render(layer)
     workloads = of_kind(objects, "StatefulSet", "Job")
-    (found,) = [w for w in workloads if arguments(w, objects)["--role"] == "coordinator"]
+    (found,) = [w for w in workloads if arguments(w, objects).get("--role") == "coordinator"]
     assert (found["kind"], found["metadata"]["name"]) == (kind, "headrace-coordinator")
     if kind == "StatefulSet":
         assert found["spec"]["replicas"] == 1

@@ -1,0 +1,1 @@
+"""`headrace join`: the job around `streaming.joining`."""
