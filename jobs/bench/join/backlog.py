@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from pathlib import Path
 from typing import Final, Literal
 
 import pyarrow as pa
@@ -79,21 +78,12 @@ def _much_later(events: pa.Table, stream: Stream) -> pa.Table:
     return pa.Table.from_pylist(rows, events.schema)
 
 
-def of_headrace(
-    backlog: Backlog,
-    *,
-    folder: Path,
-    address: str,
-    name: str,
-    form: Literal["arrow", "json"],
-    history: int = 0,
-) -> dict[str, Cell]:
+def of_headrace(backlog: Backlog, join: Join, form: Literal["arrow", "json"]) -> dict[str, Cell]:
     """Joins a backlog with one process of `headrace join`, and closes all windows.
 
     The rate is that from its first transaction, which takes the partitions, to its last one.
     """
-    join = Join(folder=folder, address=address, name=name, stream=backlog.stream, history=history)
-    publish(backlog, address, join.events_topic, form)
+    publish(backlog, join.address, join.events_topic, form)
     started = time.monotonic()
     join.run(end="closed")
     seconds = time.monotonic() - started
@@ -107,8 +97,8 @@ def of_headrace(
     )
     first = min(each.written_ms for each in before.values())
     last = max(each.written_ms for each in done.values())
-    found = headrace.samples_of(read_committed(address, join.samples_topic))
-    way = f"headrace, {form}" + (f", history of {history}" if history else "")
+    found = headrace.samples_of(read_committed(join.address, join.samples_topic))
+    way = f"headrace, {form}" + (f", history of {join.history}" if join.history else "")
     row = _row(way, events, 1000 * events / max(1, last - first), judge(found, backlog.expected))
     return row | {"process s": round(seconds, 1)}
 
@@ -120,7 +110,7 @@ def of_rival(backlog: Backlog, join: QuixJoin, *, most_seconds: float) -> dict[s
     """
     form: Form = "json" if join.mode == "outcome" else "shown"
     total = publish(backlog, join.address, join.events_topic, form)
-    join.create_topic()
+    create_topic(join.address, join.samples_topic, backlog.stream.partitions)
     seen: list[tuple[float, int]] = []
     started = time.monotonic()
     process = join.start()
@@ -148,4 +138,5 @@ def of_rival(backlog: Backlog, join: QuixJoin, *, most_seconds: float) -> dict[s
 
 
 def _row(way: str, events: int, rate: float, verdict: Verdict) -> dict[str, Cell]:
-    return {"way": way, "events": events, "events/s": round(rate)} | dataclasses.asdict(verdict)
+    row: dict[str, Cell] = {"way": way, "events": events, "events/s": round(rate)}
+    return row | verdict.cells()

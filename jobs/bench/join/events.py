@@ -12,6 +12,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
+from jobs.bench.report import Cell
 from pipeline import schema as s
 from pipeline.specification import Specification
 
@@ -102,15 +103,17 @@ def make_stream(stream: Stream, *, start_ms: int) -> pa.Table:
     """
     random = np.random.default_rng(stream.seed)
     length = round(1000 * stream.seconds)
-    count = round(stream.rate * stream.seconds / (1 + _OUTCOME_SHARE) / (1 + _DUPLICATE_SHARE))
-    shown = _impressions(max(1, count // _ITEMS_PER_REQUEST), length, random)
+    # From a window before the start on, so that outcomes come from the start on.
+    seconds = stream.seconds + stream.window_ms / 1000
+    count = stream.rate * seconds / (1 + _OUTCOME_SHARE) / (1 + _DUPLICATE_SHARE)
+    shown = _impressions(round(count / _ITEMS_PER_REQUEST), -stream.window_ms, length, random)
     taken = _outcomes(shown, stream.window_ms, random)
     columns = {name: np.concatenate([shown[name], taken[name]]) for name in shown}
     total = len(columns[s.TIMESTAMP_MS])
     rows = np.concatenate([np.arange(total), random.integers(0, total, _duplicates(total))])
     times = columns[s.TIMESTAMP_MS][rows]
     arrivals = times + random.integers(0, stream.disorder_ms + 1, len(rows))
-    there = np.flatnonzero((times >= 0) & (arrivals < length))
+    there = np.flatnonzero((arrivals >= 0) & (arrivals < length))
     order = there[np.argsort(arrivals[there], kind="stable")]
     rows, arrivals = rows[order], arrivals[order]
     actions = np.array([s.IMPRESSION, "click", "favourite"])
@@ -132,14 +135,16 @@ def _duplicates(total: int) -> int:
     return int(total * _DUPLICATE_SHARE)
 
 
-def _impressions(requests: int, length: int, random: np.random.Generator) -> dict[str, Ints]:
+def _impressions(
+    requests: int, first: int, end: int, random: np.random.Generator
+) -> dict[str, Ints]:
     count = requests * _ITEMS_PER_REQUEST
     users = (_NUM_USERS * random.random(requests) ** 3).astype(np.int64)  # some are busy
     place = np.arange(count) % _ITEMS_PER_REQUEST
     items = random.zipf(1.2, count) * _ITEMS_PER_REQUEST % _NUM_ITEMS + place
     again = (random.random(count) < _AGAIN_SHARE) & (place > 0)
     items = np.where(again, np.roll(items, 1), items).astype(np.int64)  # shown twice
-    times = np.sort(random.integers(0, length, requests)).repeat(_ITEMS_PER_REQUEST)
+    times = np.sort(random.integers(first, end, requests)).repeat(_ITEMS_PER_REQUEST)
     return {
         s.REQUEST_ID: np.arange(count) // _ITEMS_PER_REQUEST,
         s.TIMESTAMP_MS: times + place,
@@ -228,6 +233,15 @@ class Verdict:
     def is_exact(self) -> bool:
         """Whether nothing is lost, doubled or wrong."""
         return not (self.lost or self.doubled or self.wrong)
+
+    def cells(self) -> dict[str, Cell]:
+        """Returns the columns that it is in a table."""
+        return {
+            "samples": self.expected,
+            "lost": self.lost,
+            "doubled": self.doubled,
+            "wrong": self.wrong,
+        }
 
 
 def judge(found: Sequence[pa.Table], expected: pa.Table) -> Verdict:

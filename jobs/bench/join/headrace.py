@@ -88,7 +88,10 @@ class Join:
         return RuntimeError(f"{self.name}: headrace join ended with {code}\n{self.log[-4000:]}")
 
     def progress(self) -> list[Progress]:
-        """Returns all that its units have said of themselves and that is still there, in order."""
+        """Returns all that its units have said of themselves and that is still there, in order.
+
+        Nothing if none of its processes has ever begun.
+        """
         topic = f"{self.name}-progress"
         return [
             Progress.decode(value, where=topic) for value in read_committed(self.address, topic)

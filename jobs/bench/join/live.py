@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import random
 import statistics
@@ -26,8 +27,11 @@ from pipeline import schema as s
 _FIRST_SECONDS: Final = 120.0
 _MOST_STALL_SECONDS: Final = 180.0
 _MOST_WAIT_SECONDS: Final = 4.0
+_EVERY: Final = 4
 _SETTLE_SECONDS: Final = 60.0
 _POLL_SECONDS: Final = 0.05
+_QUIET_SECONDS: Final = 3.0
+_MARGIN_SECONDS: Final = 0.5  # the last events may be no newer
 
 
 def expected_samples(stream: Stream, sent: Sent) -> pa.Table:
@@ -36,36 +40,51 @@ def expected_samples(stream: Stream, sent: Sent) -> pa.Table:
     return naive_join(events, stream.window_ms)
 
 
+@contextlib.contextmanager
+def _watched(join: Join | QuixJoin) -> Iterator[Watcher]:
+    """Makes a join's topics, and watches what it writes."""
+    create_topic(join.address, join.events_topic, join.stream.partitions)
+    create_topic(join.address, join.samples_topic, join.stream.partitions)
+    with Watcher(join.address, join.samples_topic) as watcher:
+        yield watcher
+
+
+@contextlib.contextmanager
+def _flowing(join: Join | QuixJoin) -> Iterator[tuple[Watcher, Producer]]:
+    """The same, and sends it its stream as it happens."""
+    with (
+        _watched(join) as watcher,
+        Producer(join.address, join.events_topic, join.stream) as producer,
+    ):
+        yield watcher, producer
+
+
 def delays(join: Join) -> dict[str, Cell]:
     """Joins a stream as it happens; tells how long after its window's closing a sample is there.
 
-    A window closes at its impression's time + window + lateness. What closes after the stream's
-    end, by the clock alone, is joined and compared, but not timed.
+    A window closes at its impression's time + window + lateness. What closes about the stream's
+    end or after it, by the clock alone, is joined and compared, but not timed.
     """
-    create_topic(join.address, join.events_topic, join.stream.partitions)
-    create_topic(join.address, join.samples_topic, join.stream.partitions)
-    process = join.start()
-    try:
-        with (
-            Watcher(join.address, join.samples_topic) as watcher,
-            Producer(join.address, join.events_topic, join.stream) as producer,
-        ):
-            used = processor_seconds(process.pid)
-            sent = producer.wait()
-            used = processor_seconds(process.pid) - used
-            watcher.wait_for_more(time.time(), timeout=_MOST_WAIT_SECONDS)
+    with _watched(join) as watcher:
+        process = join.start()
+        try:
+            _await_ready(join, process)
+            with Producer(join.address, join.events_topic, join.stream) as producer:
+                before = processor_seconds(process.pid)
+                sent = producer.wait()
+                used = processor_seconds(process.pid) - before
+            while watcher.wait_for_more(time.time(), timeout=_QUIET_SECONDS) is not None:
+                pass
             if process.poll() is not None:
                 raise join.failure(process.returncode)
+        finally:
             end_process(process)
-            watcher.drain()
-            late = _delays(watcher.seen, join.stream, sent)
-            join.run(end="closed")
-            watcher.drain()
-            found = headrace.samples_of(watcher.values())
-    finally:
-        end_process(process)
+        join.run(end="closed")
+        watcher.drain()
+        late = _delays(watcher.seen, join.stream, sent)
+        found = headrace.samples_of(watcher.values())
     verdict = judge(found, expected_samples(join.stream, sent))
-    return {
+    row: dict[str, Cell] = {
         "way": "headrace, json",
         "events": sent.events,
         "events/s sent": round(sent.rate),
@@ -74,13 +93,23 @@ def delays(join: Join) -> dict[str, Cell]:
         "p50 s": _percentile(late, 50),
         "p99 s": _percentile(late, 99),
         "max s": _percentile(late, 100),
-        "cores": round(used / sent.seconds, 2),
+        "join CPU s": round(used, 1),
         "stale": join.totals()["stale"],
-    } | dataclasses.asdict(verdict)
+    }
+    return row | verdict.cells()
+
+
+def _await_ready(join: Join, process: subprocess.Popen[bytes]) -> None:
+    """Waits until it has taken its partitions."""
+    deadline = time.monotonic() + _FIRST_SECONDS
+    while not join.progress():
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise join.failure(end_process(process))
+        time.sleep(_POLL_SECONDS)
 
 
 def _delays(seen: Sequence[tuple[float, list[bytes]]], stream: Stream, sent: Sent) -> np.ndarray:
-    over_ms = sent.start_ms + 1000 * sent.seconds
+    over_ms = sent.start_ms + 1000 * (sent.seconds - _MARGIN_SECONDS)
     found = [np.empty(0)]
     for at, values in seen:
         for samples in headrace.samples_of(values):
@@ -103,12 +132,7 @@ class _Killed:
 
 def kills_of_headrace(join: Join, kills: int, *, seed: int) -> dict[str, Cell]:
     """Kills joiners at random moments under load; every fourth one while it starts or replays."""
-    create_topic(join.address, join.events_topic, join.stream.partitions)
-    create_topic(join.address, join.samples_topic, join.stream.partitions)
-    with (
-        Watcher(join.address, join.samples_topic) as watcher,
-        Producer(join.address, join.events_topic, join.stream) as producer,
-    ):
+    with _flowing(join) as (watcher, producer):
         killed = _kill_often(join.start, watcher, kills=kills, seed=seed, amid_start=True)
         loaded = producer.running
         sent = producer.stop() if loaded else producer.wait()
@@ -121,12 +145,7 @@ def kills_of_headrace(join: Join, kills: int, *, seed: int) -> dict[str, Cell]:
 
 def kills_of_rival(join: QuixJoin, kills: int, *, seed: int) -> dict[str, Cell]:
     """The same of quixstreams, but none while it starts: it would not come out of that."""
-    create_topic(join.address, join.events_topic, join.stream.partitions)
-    join.create_topic()
-    with (
-        Watcher(join.address, join.samples_topic) as watcher,
-        Producer(join.address, join.events_topic, join.stream) as producer,
-    ):
+    with _flowing(join) as (watcher, producer):
         killed = _kill_often(join.start, watcher, kills=kills, seed=seed, amid_start=False)
         loaded = producer.running
         sent = producer.stop() if loaded else producer.wait()
@@ -161,16 +180,15 @@ def _kill_often(
         since = time.time()
         if watcher.wait_for_more(since, timeout=_FIRST_SECONDS) is None:
             raise RuntimeError("found no first sample")
-        for number in range(kills):
+        while len(stalls) + amid < kills:
             time.sleep(draw.uniform(0.0, _MOST_WAIT_SECONDS))
             since = kill(process)
             process = start()
-            if amid_start and number % 4 == 3:  # noqa: PLR2004 - every fourth
-                time.sleep(draw.uniform(0.0, _typical(stalls)))
-                kill(process)
+            if amid_start and len(stalls) % _EVERY == _EVERY - 1 and len(stalls) + amid + 1 < kills:
+                time.sleep(draw.uniform(0.0, statistics.median(stalls)))
+                since = kill(process)
                 amid += 1
                 process = start()
-                since = time.time()
             again = watcher.wait_for_more(since, timeout=_MOST_STALL_SECONDS)
             stalls.append((again or time.time()) - since)
     finally:
@@ -178,14 +196,10 @@ def _kill_often(
     return _Killed(stalls, amid)
 
 
-def _typical(stalls: Sequence[float]) -> float:
-    return statistics.median(stalls) if stalls else _MOST_WAIT_SECONDS
-
-
 def _kill_row(
     way: str, killed: _Killed, sent: Sent, verdict: Verdict, *, loaded: bool
 ) -> dict[str, Cell]:
-    return {
+    row: dict[str, Cell] = {
         "way": way,
         "kills": len(killed.stalls) + killed.amid_start,
         "events": sent.events,
@@ -193,19 +207,15 @@ def _kill_row(
         "under load": "to the end" if loaded else "not to the end",
         "stall p50 s": round(statistics.median(killed.stalls), 1),
         "stall max s": round(max(killed.stalls), 1),
-    } | dataclasses.asdict(verdict)
+    }
+    return row | verdict.cells()
 
 
 def two_at_once(join: Join) -> dict[str, Cell]:
     """Starts a second joiner beside one that runs, then two more at the same moment."""
-    create_topic(join.address, join.events_topic, join.stream.partitions)
-    create_topic(join.address, join.samples_topic, join.stream.partitions)
     running: list[subprocess.Popen[bytes]] = []
     try:
-        with (
-            Watcher(join.address, join.samples_topic) as watcher,
-            Producer(join.address, join.events_topic, join.stream) as producer,
-        ):
+        with _flowing(join) as (watcher, producer):
             running.append(join.start())
             if watcher.wait_for_more(time.time(), timeout=_FIRST_SECONDS) is None:
                 raise RuntimeError(f"found no first sample\n{join.log[-4000:]}")
@@ -214,8 +224,9 @@ def two_at_once(join: Join) -> dict[str, Cell]:
                 started = time.monotonic()
                 running += [join.start() for _ in range(more)]
                 ends += list(_all_but_one_end(running, started))
+            watcher.wait_for_more(time.time(), timeout=_SETTLE_SECONDS)
+            left = sum(process.poll() is None for process in running)
             sent = producer.stop() if producer.running else producer.wait()
-            survivors = len(running)
             for process in running:
                 end_process(process)
             join.run(end="closed")
@@ -225,15 +236,16 @@ def two_at_once(join: Join) -> dict[str, Cell]:
         for process in running:
             end_process(process)
     verdict = judge(found, expected_samples(join.stream, sent))
-    return {
+    row: dict[str, Cell] = {
         "way": "headrace, json",
         "started": 4,
         "ended by themselves": len(ends),
         "with code": ", ".join(sorted({str(code) for code, _ in ends})),
         "after, worst s": round(max((after for _, after in ends), default=float("nan")), 1),
-        "left": survivors,
+        "left": left,
         "events": sent.events,
-    } | dataclasses.asdict(verdict)
+    }
+    return row | verdict.cells()
 
 
 def _all_but_one_end(

@@ -27,6 +27,7 @@ import tempfile
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final, Literal
 
 from jobs.bench.join import backlog, live, rival
 from jobs.bench.join.events import Stream
@@ -37,6 +38,7 @@ from jobs.bench.stream.synthetic import broker
 from jobs.settings import EXIT_DONE
 
 PARTS = ("backlog", "live", "kills", "two", "rival", "closing")
+FORMS: Final[tuple[Literal["arrow", "json"], ...]] = ("arrow", "json")
 Rows = list[dict[str, Cell]]
 _MOST_BACKLOG_SECONDS = 180.0
 _CLOSING_WINDOWS = 5
@@ -52,13 +54,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         broker(arguments.kafka) as address,
     ):
         tables = _Bench(Path(name), address, arguments).run()
+    ratios = speed_ratios(tables.get("backlog", []))
     for title, rows in tables.items():
-        write_report(f"join, {title} (synthetic events)", rows, out=None)
+        shown = ratios if title == "backlog" else None
+        write_report(f"join, {title} (synthetic events)", rows, ratios=shown, out=None)
     if arguments.out is not None:
         options = {k: v for k, v in vars(arguments).items() if k not in ("out", "kafka")}
         content = {"synthetic": True, "options": options, "rival": rival.SETTINGS}
-        write_json("join", content | {"tables": tables}, arguments.out)
+        write_json("join", content | {"tables": tables, "ratios": ratios}, arguments.out)
     return EXIT_DONE
+
+
+def speed_ratios(rows: Rows) -> dict[str, float]:
+    """Returns each of our rates over each of the rival's, by the names of their ways."""
+    rates = {str(row["way"]): float(row["events/s"]) for row in rows}
+    return {
+        f"{ours} / {other}": rates[ours] / rates[other]
+        for ours in rates
+        for other in rates
+        if ours.startswith("headrace") and not other.startswith("headrace") and rates[other]
+    }
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -113,16 +128,14 @@ class _Bench:
     def _backlogs(self) -> Rows:
         given = self._given
         lying = backlog.make_backlog(self._stream(given.rate, given.events / given.rate))
-        place = {"folder": self._folder, "address": self._address}
-        rows = [
-            backlog.of_headrace(lying, name=self._name(f"backlog-{form}"), form=form, **place)
-            for form in ("arrow", "json")
-        ]
+        plain = dataclasses.replace(self._join("backlog", lying.stream), history=0)
+        rows = []
+        for form in FORMS:
+            join = dataclasses.replace(plain, name=self._name(f"backlog-{form}"))
+            rows.append(backlog.of_headrace(lying, join, form))
         if given.history:
-            name = self._name("backlog-history")
-            rows.append(
-                backlog.of_headrace(lying, name=name, form="arrow", history=given.history, **place)
-            )
+            join = self._join("backlog-history", lying.stream)
+            rows.append(backlog.of_headrace(lying, join, "arrow"))
         return rows
 
     def _add_rival(self, tables: dict[str, Rows], parts: Sequence[str]) -> None:
@@ -138,15 +151,12 @@ class _Bench:
             join = self._rival_join(python, "rival-backlog", lying.stream)
             row = backlog.of_rival(lying, join, most_seconds=_MOST_BACKLOG_SECONDS)
             tables.setdefault("backlog", []).append(row)
-            for number, restarts in enumerate(("static", "default")):
-                kills = given.rival_kills if not number else min(1, given.rival_kills)
-                if kills:
-                    join = self._rival_join(
-                        python, f"rival-{restarts}", self._killing_stream(kills)
-                    )
-                    join = dataclasses.replace(join, restarts=restarts)
-                    row = live.kills_of_rival(join, kills, seed=given.seed)
-                    tables.setdefault("kills", []).append(row)
+            if given.rival_kills:
+                rows = [
+                    self._kill_rival(python, "static", given.rival_kills),
+                    self._kill_rival(python, "default", 1),
+                ]
+                tables["kills"] = tables.get("kills", []) + rows
         if "closing" in parts:
             seconds = _CLOSING_WINDOWS * given.window_seconds
             lying = backlog.make_backlog(self._stream(given.closing_events / seconds, seconds))
@@ -154,6 +164,13 @@ class _Bench:
             join = dataclasses.replace(join, mode="closing")
             row = backlog.of_rival(lying, join, most_seconds=_MOST_BACKLOG_SECONDS)
             tables.setdefault("backlog", []).append(row)
+
+    def _kill_rival(
+        self, python: Path, restarts: Literal["static", "default"], kills: int
+    ) -> dict[str, Cell]:
+        join = self._rival_join(python, f"rival-{restarts}", self._killing_stream(kills))
+        join = dataclasses.replace(join, restarts=restarts)
+        return live.kills_of_rival(join, kills, seed=self._given.seed)
 
     def _stream(self, rate: float, seconds: float) -> Stream:
         given = self._given

@@ -1,7 +1,7 @@
 """The rival's program: the same join on quixstreams. Runs in an environment of its own.
 
 `python quix_program.py SETTINGS.json`. It imports nothing of ours. Settings: `address`, `group`,
-`events_topic`, `samples_topic`, `partitions`, `window_ms`, `disorder_ms`, `state_dir`, and `mode`:
+`events_topic`, `samples_topic`, `window_ms`, `disorder_ms`, `state_dir`, `restarts`, and `mode`:
 
   outcome   a sample comes out as soon as its outcome is there. State is kept by user, request and
             item. Events may come in any order: outcomes wait for their impression, too.
@@ -21,8 +21,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-quixstreams: Any = import_module("quixstreams")
-
 IMPRESSION, POSITIVE = "impression", "click"
 COMMIT_SECONDS = 1.0
 
@@ -35,6 +33,7 @@ def make_application(settings: Row) -> Any:
     A member with a name of its own gets its partitions back at once, and a transactional id of its
     own ends the transaction of the life before, for which readers would wait otherwise.
     """
+    quixstreams: Any = import_module("quixstreams")
     consumer: Row = {"queued.min.messages": 200_000, "fetch.wait.max.ms": 50}
     producer: Row = {
         "linger.ms": 20,
@@ -67,7 +66,8 @@ def join_at_outcome(window_ms: int, remembered: timedelta) -> Any:
         if action not in (IMPRESSION, POSITIVE):
             return []
         key = f"{row['request_id']}/{row['item_id']}"
-        shown, waiting = state.get(key) or ([], [])
+        known: list[list[Any]] = state.get(key) or [[], []]
+        shown, waiting = known
         time_ms, name = row["timestamp_ms"], row["event_id"]
         if action == IMPRESSION:
             if any(each[1] == name for each in shown):
@@ -76,7 +76,7 @@ def join_at_outcome(window_ms: int, remembered: timedelta) -> Any:
             outcomes, waiting = waiting, []
         else:
             outcomes = [time_ms]
-        found = []
+        found: list[Row] = []
         for outcome_ms in outcomes:
             before = [each for each in shown if each[0] <= outcome_ms]
             if not before:

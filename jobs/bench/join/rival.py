@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.json
 
 from jobs.bench.join.events import Stream, sample_schema
-from jobs.bench.join.topics import create_topic
 
 VERSION: Final = "3.28.1"
 SETTINGS: Final = (
@@ -98,10 +97,6 @@ class QuixJoin:
         """What its processes have said."""
         path = self.folder / f"{self.name}.log"
         return path.read_text(errors="replace") if path.exists() else ""
-
-    def create_topic(self) -> None:
-        """Makes the topic of samples."""
-        create_topic(self.address, self.samples_topic, self.stream.partitions)
 
     def start(self) -> subprocess.Popen[bytes]:
         """Starts a process, which never ends by itself."""

@@ -128,7 +128,7 @@ class Watcher:
     """
 
     def __init__(self, address: str, topic: str) -> None:
-        """Begins with the first record; the topic must be there."""
+        """Begins with the first record; sees nothing of a topic that is not there."""
         self._consumer = KafkaConsumer(
             bootstrap_servers=address,
             isolation_level="read_committed",
@@ -138,7 +138,8 @@ class Watcher:
         numbers = self._consumer.partitions_for_topic(topic) or set()
         self._places = [TopicPartition(topic, number) for number in sorted(numbers)]
         self._consumer.assign(self._places)
-        self._consumer.seek_to_beginning(*self._places)
+        if self._places:
+            self._consumer.seek_to_beginning(*self._places)
         self.seen: list[tuple[float, list[bytes]]] = []
         self._wanted = 0  # how often somebody has asked to read to the end
         self._at_end = 0
