@@ -109,7 +109,8 @@ def _await_ready(join: Join, process: subprocess.Popen[bytes]) -> None:
 
 
 def _delays(seen: Sequence[tuple[float, list[bytes]]], stream: Stream, sent: Sent) -> np.ndarray:
-    over_ms = sent.start_ms + 1000 * (sent.seconds - _MARGIN_SECONDS)
+    # As event time is counted: a producer that is behind ends later, without newer events.
+    over_ms = sent.start_ms + 1000 * (min(stream.seconds, sent.seconds) - _MARGIN_SECONDS)
     found = [np.empty(0)]
     for at, values in seen:
         for samples in headrace.samples_of(values):
