@@ -39,6 +39,7 @@ HOMES = {
         "streaming.sources.kafka",
         "streaming.sources.kafka_client",
         "streaming.sources.kafka_dead_letters",
+        "jobs.bench.join.topics",
         "jobs.bench.stream.consumer",
     },
     "tfx_bsl": {"pipeline.topics.example"},

@@ -16,6 +16,7 @@ BENCHMARKS: Final = {
     "freshness": "from an event's publication to a bundle that knows it; how training stalls",
     "retrieval": "HitRate and NDCG of corrections and negatives on three public logs",
     "staleness": "what seldom exchanges and many workers cost in quality, by merge rule",
+    "join": "the live joiner beside quixstreams: backlog, delay, kills, two at once",
     "samples": "events to retrieval samples, beside DuckDB and row-at-a-time Beam",
 }
 
