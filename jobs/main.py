@@ -42,6 +42,7 @@ COMMANDS: Final[dict[str, dict[str, str]]] = {
 
 _ROOMS = ("pipeline", "models", "streaming", "jobs")
 _INTERRUPTED = 130
+_FILE_WIDTH = "160"
 _KERAS = "tf_keras.src.optimizers"
 
 
@@ -64,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return EXIT_BAD_INPUT
     _set_up_logging()
+    if not sys.stdout.isatty():  # tables whose numbers are cut are of no use in a file
+        os.environ.setdefault("COLUMNS", _FILE_WIDTH)
     module = f"jobs.{command}.main" if command in ("bench", "demo", "join") else f"jobs.{command}"
     try:
         job: Main = importlib.import_module(module).main

@@ -36,7 +36,6 @@ from pipeline import schema as s
 from pipeline.days import MS_PER_DAY, name_of
 from pipeline.manifest import (
     MANIFEST_NAME,
-    RETRIEVAL,
     Manifest,
     OutputFile,
 )
@@ -157,23 +156,6 @@ def _clean(runs: Path, current: str) -> list[int]:
     return numbers
 
 
-def write_part(
-    folder: Path, part: int, samples: pa.Table, *, kind: str = RETRIEVAL
-) -> list[OutputFile]:
-    """Writes the samples of one part of the users, a file for each UTC day.
-
-    A name depends on day and part alone and appears by rename, so a bundle that a runner tries
-    twice writes the same file twice.
-
-    Args:
-        folder: The run's folder.
-        part: Shard of the user ids.
-        samples: Rows sorted by (timestamp_ms, event_id).
-        kind: The kind of sample.
-    """
-    return [write_day(folder, kind, day, part, rows) for day, rows in by_day(samples)]
-
-
 def by_day(samples: pa.Table) -> Iterator[tuple[int, pa.Table]]:
     """Yields each UTC day and its rows, of samples in the order of time."""
     days = samples[s.TIMESTAMP_MS].to_numpy() // MS_PER_DAY
@@ -224,7 +206,11 @@ def day_path(kind: str, day: int, part: int) -> str:
 
 
 def write_day(folder: Path, kind: str, day: int, part: int, rows: pa.Table) -> OutputFile:
-    """Writes one file: rows of one kind, day and part."""
+    """Writes one file: rows of one kind, day and part.
+
+    Its name depends on these alone and it appears by rename, so a bundle that a runner tries twice
+    writes the same file twice.
+    """
     name, path = name_of(day), day_path(kind, day, part)
     digest = _write_parquet(folder / path, rows)
     return OutputFile(path=path, kind=kind, day=name, part=part, rows=rows.num_rows, sha256=digest)

@@ -49,12 +49,3 @@ def _new_broker(directory: Path) -> Broker:
         if os.environ.get("HEADRACE_REQUIRE_KAFKA") == "1":
             pytest.fail(f"HEADRACE_REQUIRE_KAFKA=1, but {error}", pytrace=False)
         pytest.skip(str(error))
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Runs the tests of the live join last, in the order in which they stand.
-
-    They end brokers under clients of this process, which go on looking for them for a while, and
-    say so in the log that tests of connections take the cause of a failure from.
-    """
-    items.sort(key=lambda item: "tests/streaming/joining/" in item.nodeid)

@@ -33,6 +33,7 @@ HOMES = {
     "tf_keras": {"models", "streaming", "jobs"},
     "kafka": {
         "pipeline.publish",
+        "pipeline.topics.transactions",
         "streaming.joining.kafka_input",
         "streaming.joining.kafka_output",
         "streaming.joining.kafka_topics",

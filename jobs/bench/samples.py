@@ -54,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     ways = [way for way in _WAYS if way not in arguments.without]
     rows: list[dict[str, Cell]] = []
+    if arguments.folder is not None:
+        arguments.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="headrace-bench-", dir=arguments.folder) as name:
         for num_events in arguments.events:
             chosen = [way for way in ways if way != _ROW_BEAM]

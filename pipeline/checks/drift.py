@@ -98,6 +98,8 @@ class Finding(BaseModel):
     @property
     def text(self) -> str:
         """What was found, without where."""
+        if self.measure == "rows" and not self.found:
+            return f"found no rows, usual are {self.usual:,.0f}"
         if self.measure == "rows":
             return (
                 f"found {self.found:,.0f} rows, usual are {self.usual:,.0f}: {self.value:.2f} times"

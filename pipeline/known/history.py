@@ -101,20 +101,3 @@ def recent_items(
         [num_queries, (0 to length)] item ids.
     """
     return find_recent(log[:2], queries, length=length, since=since).gather(log[2])
-
-
-def count_before(log: tuple[Column, IntArray], queries: tuple[Column, IntArray]) -> IntArray:
-    """Returns how many rows of each query's key a log has strictly before the query's time.
-
-    Args:
-        log: [num_rows] keys and times, in any order.
-        queries: [num_queries] keys and times, in any order.
-
-    Returns:
-        [num_queries] counts.
-    """
-    log_keys, query_keys = encode_keys(log[0], queries[0])
-    order = np.lexsort((log[1], log_keys))
-    log_keys, times = log_keys[order], log[1][order]
-    ends = end_positions((log_keys, times), (query_keys, queries[1]), inclusive=False)
-    return ends - start_positions(log_keys, query_keys)

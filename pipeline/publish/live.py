@@ -13,7 +13,8 @@ from kafka import KafkaProducer
 from pipeline.publish.config import PublishConfig
 from pipeline.publish.form import encoded
 from pipeline.publish.topic import failing_as, prepare_topic, require_empty
-from pipeline.publish.transactions import producer_options
+from pipeline.publish.transactions import BATCHES
+from pipeline.topics.transactions import producer_options
 
 _MAX_UNACKNOWLEDGED: Final = 1024
 
@@ -31,7 +32,9 @@ def live_sender(config: PublishConfig) -> Iterator[Callable[[int, pa.Table], Non
     """
     require_empty(config, prepare_topic(config).partitions)
     with failing_as(config, f"writing to topic {config.topic}"):
-        producer = KafkaProducer(**producer_options(config, config.compression))
+        producer = KafkaProducer(
+            **producer_options(config.client_options(), config.compression), **BATCHES
+        )
         unacknowledged: deque[Any] = deque()
 
         def send_samples(number: int, samples: pa.Table) -> None:

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final
+from collections.abc import Iterator, Sequence
+from typing import Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from kafka import KafkaProducer
 from kafka.errors import (
-    InvalidProducerEpochError,
     InvalidTimestampError,
     KafkaConfigurationError,
     KafkaError,
-    KafkaTimeoutError,
     MessageSizeTooLargeError,
-    ProducerFencedError,
     TopicAuthorizationFailedError,
     TransactionalIdAuthorizationFailedError,
 )
@@ -26,6 +21,7 @@ from kafka.errors import (
 from pipeline.schema import TIMESTAMP_MS, InputError
 from pipeline.topics.connection import watch_client_log
 from pipeline.topics.record import Headers, encode
+from pipeline.topics.transactions import Transactions, producer_options
 from streaming.joining.config import JoinConfig
 from streaming.joining.progress import Progress
 from streaming.joining.step import Rejected
@@ -39,12 +35,6 @@ _TRANSACTION_SECONDS: Final = PATIENCE_SECONDS + 30  # or the broker ends one th
 _RETRY_MS: Final = 10  # a commit is still being finished when the next transaction begins
 _RECORD_BYTES: Final = 900_000  # with any compression, less than brokers take if not told otherwise
 _PAYLOAD_BYTES: Final = 500_000
-_MAX_REQUEST_BYTES: Final = 64 << 20
-_FENCED: Final = (ProducerFencedError, InvalidProducerEpochError)
-
-
-class FencedError(RuntimeError):
-    """The broker takes nothing more from this producer: another one has its name, or had to."""
 
 
 class UnitWriter:
@@ -60,7 +50,7 @@ class UnitWriter:
         self._unit = unit
         self._reject_partition = unit % reject_partitions if reject_partitions else 0
         self._name = f"{config.group}-{unit}"
-        self._producer: KafkaProducer | None = None
+        self._transactions: Transactions | None = None
 
     def open(self) -> None:
         """Takes over: ends what former producers of this unit had begun, and those themselves.
@@ -69,22 +59,21 @@ class UnitWriter:
             InputError: If the configuration is wrong, or this user may not.
             SourceUnavailableError: If no broker answers.
         """
-        compression = self._config.output.compression
+        config = self._config
         with self._failing_as(f"opening transactions of {self._name}"):
-            self._producer = KafkaProducer(
-                **self._config.client_options(),
-                transactional_id=self._name,
-                transaction_timeout_ms=round(1000 * _TRANSACTION_SECONDS),
-                acks="all",
-                allow_auto_create_topics=False,
-                compression_type=None if compression == "none" else compression,
-                max_request_size=_MAX_REQUEST_BYTES,
-                max_block_ms=round(1000 * PATIENCE_SECONDS),
-                delivery_timeout_ms=round(1000 * PATIENCE_SECONDS),
-                retry_backoff_ms=_RETRY_MS,
-                metrics_enabled=False,
+            options = producer_options(config.client_options(), config.output.compression)
+            self._transactions = Transactions(
+                self._name,
+                {
+                    **options,
+                    "max_block_ms": round(1000 * PATIENCE_SECONDS),
+                    "delivery_timeout_ms": round(1000 * PATIENCE_SECONDS),
+                    "retry_backoff_ms": _RETRY_MS,
+                },
+                patience_seconds=PATIENCE_SECONDS,
+                abandon_seconds=_TRANSACTION_SECONDS,
             )
-            self._producer.init_transactions()
+            self._transactions.take_over()
 
     def write(
         self, samples: Sequence[pa.Table], rejects: Sequence[Rejected], progress: Progress
@@ -96,68 +85,48 @@ class UnitWriter:
             InputError: If a topic does not take what is sent.
             SourceUnavailableError: If no broker took it in time.
         """
-        producer, config = self._producer, self._config
-        if producer is None:
+        transactions, config = self._transactions, self._config
+        if transactions is None:
             raise ValueError("the writer is not open; expected a call of `open` before")
         with self._failing_as(f"writing to topic {config.output.topic}"):
-            producer.begin_transaction()
-            sent = self._send(producer, samples, rejects)
-            sent.append(
-                producer.send(
-                    config.progress_topic,
-                    progress.encode(),
-                    key=str(self._unit).encode(),
-                    partition=self._unit,
-                )
+            self._send(transactions, samples, rejects)
+            transactions.send(
+                config.progress_topic,
+                progress.encode(),
+                key=str(self._unit).encode(),
+                partition=self._unit,
             )
-            # All must have arrived before the commit is asked for: where a batch fails meanwhile,
-            # this client (3.0) may begin a new epoch, and call a commit done that never was.
-            producer.flush(timeout=PATIENCE_SECONDS)
-            for future in sent:
-                future.get(timeout=PATIENCE_SECONDS)
-            _within(producer.commit_transaction)
+            transactions.commit()
 
     def _send(
-        self, producer: KafkaProducer, samples: Sequence[pa.Table], rejects: Sequence[Rejected]
-    ) -> list[Any]:
+        self, transactions: Transactions, samples: Sequence[pa.Table], rejects: Sequence[Rejected]
+    ) -> None:
         output, rejects_topic = self._config.output, self._config.rejects_topic
-        sent = [
-            producer.send(
-                output.topic,
-                value,
-                headers=list(headers),
-                partition=self._unit,
-                timestamp_ms=time_ms,
-            )
-            for table in samples
-            for value, headers, time_ms in records(table, output.samples_per_record)
-        ]
-        if rejects_topic is not None:
-            sent += [
-                producer.send(
-                    rejects_topic,
-                    reject.payload[:_PAYLOAD_BYTES],
-                    key=f"{reject.topic}-{reject.partition}-{reject.offset}".encode(),
-                    headers=_reject_headers(reject),
-                    partition=self._reject_partition,
+        for table in samples:
+            for value, headers, time_ms in records(table, output.samples_per_record):
+                transactions.send(
+                    output.topic,
+                    value,
+                    headers=list(headers),
+                    partition=self._unit,
+                    timestamp_ms=time_ms,
                 )
-                for reject in rejects
-            ]
-        return sent
+        if rejects_topic is None:
+            return
+        for reject in rejects:
+            transactions.send(
+                rejects_topic,
+                reject.payload[:_PAYLOAD_BYTES],
+                key=f"{reject.topic}-{reject.partition}-{reject.offset}".encode(),
+                headers=_reject_headers(reject),
+                partition=self._reject_partition,
+            )
 
     def close(self) -> None:
-        """Closes the connection; a transaction that is open stays so until the next producer."""
-        producer, self._producer = self._producer, None
-        if producer is None:
-            return
-        try:
-            producer.close(timeout=1)
-        except KafkaError:
-            # It gave up waiting, and left its thread running: that would go on writing, and take
-            # this unit back from its next producer, once a broker answers again.
-            producer._sender.force_close()
-            with contextlib.suppress(KafkaError):
-                producer.close(timeout=1)
+        """Aborts what was not committed, if a broker is there to be told, and closes."""
+        transactions, self._transactions = self._transactions, None
+        if transactions is not None:
+            transactions.close()
 
     @contextlib.contextmanager
     def _failing_as(self, doing: str) -> Iterator[None]:
@@ -189,8 +158,6 @@ class UnitWriter:
                 f" transactional id {self._name} (ACLs of the broker)"
             ) from error
         except KafkaError as error:
-            if isinstance(error, _FENCED) or "Fenced" in repr(error):
-                raise FencedError(self._name) from error
             raise SourceUnavailableError(str(config.failure(doing, error))) from error
 
 
@@ -220,22 +187,3 @@ def _reject_headers(reject: Rejected) -> list[tuple[str, bytes]]:
         texts["cut-from-bytes"] = str(len(reject.payload))
     # Details quote strangers' text, of which half a surrogate pair cannot be written.
     return [(f"headrace-{name}", text.encode(errors="replace")) for name, text in texts.items()]
-
-
-def _within(call: Callable[[], object]) -> None:
-    """Calls what has no time limit of its own, within ours."""
-    raised: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            call()
-        except BaseException as error:  # noqa: BLE001 - raised below, in the caller's thread
-            raised.append(error)
-
-    thread = threading.Thread(target=run, name="commit", daemon=True)
-    thread.start()
-    thread.join(PATIENCE_SECONDS)
-    if thread.is_alive():
-        raise KafkaTimeoutError(f"no answer to a commit in {PATIENCE_SECONDS:g} s")
-    if raised:
-        raise raised[0]

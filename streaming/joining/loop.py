@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
 
 from pipeline.schema import InputError
+from pipeline.topics.transactions import FencedError
 from streaming.joining.config import JoinConfig
 from streaming.joining.figures import JoinFigures
 from streaming.joining.kafka_input import InputLog, out_of_range
-from streaming.joining.kafka_output import PATIENCE_SECONDS, FencedError, UnitWriter
+from streaming.joining.kafka_output import PATIENCE_SECONDS, UnitWriter
 from streaming.joining.kafka_topics import JoinTopics, Plan
 from streaming.joining.life import LIFE, UnitLife, Wiring
 from streaming.joining.progress import EVENTS, REJECTS, STALE, Progress, summed

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.manifest import Manifest, read_manifest, sample_files
 from pipeline.schema import InputError
-from pipeline.write import open_run, write_part
+from pipeline.write import by_day, open_run, write_day
 from tests.pipeline.event_log import START
 
 DAY_MS = 86_400_000
@@ -31,6 +31,10 @@ def manifest(files=()) -> Manifest:
 def samples(*times: int) -> pa.Table:
     ids = [str(i) for i in range(len(times))]
     return pa.table({"event_id": ids, "timestamp_ms": [START + t for t in times]})
+
+
+def write_part(folder: Path, part: int, rows: pa.Table) -> list:
+    return [write_day(folder, "retrieval", day, part, of_day) for day, of_day in by_day(rows)]
 
 
 def write_run(output, *times: int) -> None:

@@ -229,11 +229,6 @@ class Verdict:
     doubled: int
     wrong: int
 
-    @property
-    def is_exact(self) -> bool:
-        """Whether nothing is lost, doubled or wrong."""
-        return not (self.lost or self.doubled or self.wrong)
-
     def cells(self) -> dict[str, Cell]:
         """Returns the columns that it is in a table."""
         return {

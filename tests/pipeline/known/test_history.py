@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.known.history import count_before, recent_items
+from pipeline.known.history import recent_items
 
 ROWS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), max_size=40)
 
@@ -52,9 +52,3 @@ def test_history_matches_a_loop(
     for (user, time), history in zip(queries, found, strict=True):
         known = sorted((t, i) for i, (u, t) in enumerate(log) if u == user and t < time)
         assert history == [item for _, item in known][-length:]
-
-
-@given(log=ROWS, queries=ROWS)
-def test_counts_match_a_loop(log: list[tuple[int, int]], queries: list[tuple[int, int]]) -> None:
-    found = count_before(columns(log), columns(queries)).tolist()
-    assert found == [sum(k == key and t < time for k, t in log) for key, time in queries]

@@ -20,8 +20,8 @@ def make_world(
     monkeypatch.setattr(lane, "_SEGMENT_RECORDS", 16)
     made: list[World] = []
 
-    def make(**options: Any) -> World:
-        made.append(World(kafka, topic, tmp_path, **options))
+    def make(*, at: str = kafka, **options: Any) -> World:
+        made.append(World(at, topic, tmp_path, **options))
         return made[-1]
 
     yield make

@@ -149,9 +149,9 @@ def test_a_snapshot_of_a_later_life_is_left_alone(tmp_path) -> None:
 
 @pytest.mark.slow
 def test_a_broker_that_stays_away_ends_a_join_for_it_to_be_run_again(
-    own_broker, topic, tmp_path, monkeypatch
+    own_broker, make_world, monkeypatch
 ) -> None:
-    world = World(own_broker.bootstrap, topic, tmp_path)
+    world = make_world(at=own_broker.bootstrap)
     running = Running(world.loop(connect_timeout_seconds=1, **LIVE))
     world.send(random_log(50, seed=16))
     wait_until(lambda: running.count() > 0)
@@ -164,9 +164,9 @@ def test_a_broker_that_stays_away_ends_a_join_for_it_to_be_run_again(
 
 
 def test_a_broker_that_stops_and_comes_back_delays_a_join_and_changes_nothing(
-    own_broker, topic, tmp_path
+    own_broker, make_world
 ) -> None:
-    world, log = World(own_broker.bootstrap, topic, tmp_path), random_log(1200, seed=14)
+    world, log = make_world(at=own_broker.bootstrap), random_log(1200, seed=14)
     running = Running(world.loop(**LIVE), again=lambda: world.loop(**LIVE))
     for part, end in enumerate([own_broker.stop, own_broker.kill, None]):
         cut = log[part * len(log) // 3 : (part + 1) * len(log) // 3]
@@ -180,4 +180,3 @@ def test_a_broker_that_stops_and_comes_back_delays_a_join_and_changes_nothing(
     running.stop()
     world.join(end="closed")
     assert sorted(s[:4] for s in world.samples()) == sorted(s[:4] for s in join_whole(log))
-    world.close()
