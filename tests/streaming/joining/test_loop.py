@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from kafka import KafkaProducer
 
 from tests.streaming.joining.naive import join_whole, random_log
 from tests.streaming.joining.world import Running, totals
@@ -102,37 +103,23 @@ def test_processes_share_the_units(make_world) -> None:
     assert sorted(s[:4] for s in world.samples()) == sorted(s[:4] for s in join_whole(log))
 
 
-def test_what_a_dead_life_left_open_is_never_seen(make_world) -> None:
+def test_what_a_dead_life_left_open_is_never_seen(make_world, monkeypatch) -> None:
     world, log = make_world(partitions=1), random_log(600, seed=6)
     world.send(log)
     loop = world.loop(life="dead", end="closed")
     commits = []
+    commit = KafkaProducer.commit_transaction
 
-    def die_before_the_end(writer):
-        commit = writer.commit_transaction
+    def dies(producer: KafkaProducer) -> None:
+        commits.append(1)
+        if len(commits) == 2:  # the first one takes the unit over
+            raise SystemExit("killed before its commit")
+        commit(producer)
 
-        def dies():
-            commits.append(1)
-            if len(commits) == 2:  # the first one takes the unit over
-                raise SystemExit("killed before its commit")
-            commit()
-
-        writer.commit_transaction = dies
-
-    from streaming.joining.kafka_output import UnitWriter
-
-    opened = UnitWriter.open
-
-    def open_and_die(self):
-        opened(self)
-        die_before_the_end(self._producer)
-
-    UnitWriter.open = open_and_die  # type: ignore[method-assign]
-    try:
-        with pytest.raises(SystemExit, match="killed before its commit"):
-            loop.run()
-    finally:
-        UnitWriter.open = opened  # type: ignore[method-assign]
+    with monkeypatch.context() as patched, pytest.raises(SystemExit, match="killed before"):
+        patched.setattr(KafkaProducer, "commit_transaction", dies)
+        patched.setattr(KafkaProducer, "abort_transaction", lambda _producer: None)
+        loop.run()
     left = world.records(world.output, isolation="read_uncommitted")
     assert left, "the fault did not happen: nothing was sent"
     world.join(end="closed", life="next")
