@@ -37,6 +37,8 @@ from jobs.bench.report import Cell, add_broker_argument, bench_parser, write_jso
 from jobs.bench.stream.synthetic import broker
 from jobs.settings import EXIT_DONE
 
+logger = logging.getLogger(__name__)
+
 PARTS = ("backlog", "live", "kills", "two", "rival", "closing")
 FORMS: Final[tuple[Literal["arrow", "json"], ...]] = ("arrow", "json")
 Rows = list[dict[str, Cell]]
@@ -111,14 +113,18 @@ class _Bench:
         parts = self._given.parts.split(",")
         given = self._given
         if "backlog" in parts:
+            logger.info("backlog: %d events, from Arrow batches, then from JSON", given.events)
             tables["backlog"] = self._backlogs()
         if "live" in parts:
+            logger.info("live: %.0f events/s for %.0f s", given.rate, given.seconds)
             stream = self._stream(given.rate, given.seconds)
             tables["live"] = [live.delays(self._join("live", stream))]
         if "kills" in parts:
+            logger.info("kills: %d, at %.0f events/s", given.kills, given.kill_rate)
             join = self._join("kills", self._killing_stream(given.kills))
             tables["kills"] = [live.kills_of_headrace(join, given.kills, seed=given.seed)]
         if "two" in parts:
+            logger.info("two: joiners of the same partitions")
             join = self._join("two", self._killing_stream(2))
             tables["two joiners"] = [live.two_at_once(join)]
         if {"rival", "closing"} & set(parts):
@@ -147,17 +153,20 @@ class _Bench:
             tables["rival"] = [{"way": f"quixstreams {rival.VERSION}", "left out": str(error)}]
             return
         if "rival" in parts:
+            logger.info("rival: a backlog of %d events", given.rival_events)
             lying = backlog.make_backlog(self._stream(given.rate, given.rival_events / given.rate))
             join = self._rival_join(python, "rival-backlog", lying.stream)
             row = backlog.of_rival(lying, join, most_seconds=_MOST_BACKLOG_SECONDS)
             tables.setdefault("backlog", []).append(row)
             if given.rival_kills:
+                logger.info("rival: %d kills, then one as it comes", given.rival_kills)
                 rows = [
                     self._kill_rival(python, "static", given.rival_kills),
                     self._kill_rival(python, "default", 1),
                 ]
                 tables["kills"] = tables.get("kills", []) + rows
         if "closing" in parts:
+            logger.info("closing: %d events", given.closing_events)
             seconds = _CLOSING_WINDOWS * given.window_seconds
             lying = backlog.make_backlog(self._stream(given.closing_events / seconds, seconds))
             join = self._rival_join(python, "rival-closing", lying.stream)
