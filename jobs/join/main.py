@@ -49,29 +49,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     specification = cast(Specification, settings["specification"])
     samples = cast(SamplesConfig, settings["samples"])
     started = time.monotonic()
-    loop = JoinLoop(cast(JoinConfig, settings["join"]), wiring(specification, samples, make_joiner))
+    made_with = wiring(specification, samples, joiners(specification, samples))
+    loop = JoinLoop(cast(JoinConfig, settings["join"]), made_with)
     signal.signal(signal.SIGTERM, lambda *_: loop.stop())
     progress = loop.run()
     show(Console(), progress, seconds=time.monotonic() - started)
     return EXIT_DONE
 
 
-def make_joiner(specification: Specification, samples: SamplesConfig) -> Joiner:
-    """Returns a joiner with nothing in it."""
+def joiners(specification: Specification, samples: SamplesConfig) -> Callable[[], Joiner]:
+    """Returns what makes a joiner with nothing in it; all share the tables of users and items."""
     from pipeline.join.stream import SampleJoiner
+    from pipeline.known.current import CurrentTables
 
-    return cast("Joiner", SampleJoiner(specification, samples.window_ms, samples.orphans))
+    tables = CurrentTables(specification, users=samples.users, items=samples.items)
+
+    def make() -> Joiner:
+        window_ms, orphans = samples.window_ms, samples.orphans
+        return cast("Joiner", SampleJoiner(specification, window_ms, orphans, tables=tables))
+
+    return make
 
 
 def wiring(
-    specification: Specification,
-    samples: SamplesConfig,
-    make: Callable[[Specification, SamplesConfig], Joiner],
+    specification: Specification, samples: SamplesConfig, make: Callable[[], Joiner]
 ) -> Wiring:
     """Returns what the units of a process are made with."""
     return Wiring(
         decoder=EventDecoder(specification, outcomes_need_features=samples.orphans == "keep"),
-        make_joiner=lambda: make(specification, samples),
+        make_joiner=make,
         window_ms=samples.window_ms,
         shape={
             "specification": specification.fingerprint,

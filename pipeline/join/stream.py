@@ -14,6 +14,7 @@ from pipeline.join.histories import Histories
 from pipeline.join.labels import IMPRESSION_ROW, find_positives, with_labels
 from pipeline.join.step import BEGINNING_MS, FATES, Closed, JoinRule, JoinState, OrphanRule, step
 from pipeline.kinds.retrieval import KNOWN, assemble, in_order
+from pipeline.known.current import CurrentTables
 from pipeline.schema import InputError
 from pipeline.specification import Specification
 
@@ -37,18 +38,27 @@ class Joined:
 class SampleJoiner:
     """Turns a log, piece by piece, into the samples that the batch makes of it as a whole."""
 
-    def __init__(self, specification: Specification, window_ms: int, orphans: OrphanRule) -> None:
+    def __init__(
+        self,
+        specification: Specification,
+        window_ms: int,
+        orphans: OrphanRule,
+        *,
+        tables: CurrentTables | None = None,
+    ) -> None:
         """Starts with an empty log.
 
         Args:
             specification: Says which columns a sample has and how it is labelled.
             window_ms: The join window.
             orphans: What becomes of an outcome without impression.
+            tables: Of users and items, those that the specification declares.
 
         Raises:
             InputError: If the specification has a feature that only a batch can make.
         """
         _require_streamable(specification)
+        self._tables = CurrentTables(specification) if tables is None else tables
         self._specification = specification
         self._rule = JoinRule(window_ms=window_ms, orphans=orphans)
         self._exposed = specification.exposed_negatives
@@ -141,6 +151,7 @@ class SampleJoiner:
         return closed, in_order(with_labels(closed.impressions, found))
 
     def _make_samples(self, positives: pl.DataFrame) -> pa.Table:
+        positives = self._tables.of(positives).attach(positives, self._specification)
         earlier = None
         if self._histories is not None:
             earlier = self._histories.of(positives)
@@ -169,13 +180,6 @@ def _nothing_final() -> dict[str, int]:
 
 
 def _require_streamable(specification: Specification) -> None:
-    for name in ("users", "items"):
-        if getattr(specification, name) is not None:
-            raise InputError(
-                f"specification.{name}: found a table with validity; expected none where samples"
-                " are joined live: have the events carry these columns, or make the samples with"
-                " `headrace samples`"
-            )
     names = [name for name in _OF_ALL_USERS if name in specification.sample_schema.names]
     if names:
         raise InputError(

@@ -23,7 +23,7 @@ from pipeline.known.facts import (
     positives_schema,
     seen_schema,
 )
-from pipeline.known.tables import as_of
+from pipeline.known.tables import Tables, as_of
 from pipeline.positions import IntArray
 from pipeline.specification import Specification
 
@@ -109,14 +109,6 @@ class UserPart:
         return facts
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Tables:
-    """Rows of the tables with validity for the users and items of a part; None if undeclared."""
-
-    users: pl.DataFrame | None = None
-    items: pl.DataFrame | None = None
-
-
 def make_part(
     events: pa.Table,
     specification: Specification,
@@ -141,7 +133,7 @@ def make_part(
     read = pl.DataFrame(pl.from_arrow(events))
     wanted = read.filter(pl.col(s.TIMESTAMP_MS).is_between(start, end, closed="left"))
     closed, _ = step(JoinState(rule), wanted, FOREVER_MS)
-    impressions = _attach(closed.impressions, specification, tables)
+    impressions = tables.attach(closed.impressions, specification)
     found = find_positives(impressions, closed.outcomes, specification)
     counts, inside = _count(closed, span)
     return UserPart(
@@ -158,18 +150,6 @@ def make_part(
         outside=len(read) - closed.num_duplicates - inside,
         duplicates=closed.num_duplicates,
     )
-
-
-def _attach(rows: pl.DataFrame, specification: Specification, tables: Tables) -> pl.DataFrame:
-    declared = (
-        (specification.users, tables.users, s.USER_ID),
-        (specification.items, tables.items, s.ITEM_ID),
-    )
-    for validity, table, key in declared:
-        if validity is not None and table is not None:
-            columns = list(validity.columns)
-            rows = as_of(rows, table, key=key, time=s.TIMESTAMP_MS, columns=columns)
-    return rows
 
 
 def _attach_properties(

@@ -23,7 +23,7 @@ from pipeline.days import MS_PER_DAY, name_of, parse_day
 from pipeline.join.labels import OUTCOME_TIME_MS
 from pipeline.join.step import JoinRule
 from pipeline.kinds.dropped import report_dropped, take_dropped
-from pipeline.kinds.part import DAY, Tables, UserPart, days_of, make_part
+from pipeline.kinds.part import DAY, UserPart, days_of, make_part
 from pipeline.kinds.registry import KINDS, counts_items, looks_up_items, wanted
 from pipeline.known import facts as f
 from pipeline.known.items import (
@@ -35,7 +35,7 @@ from pipeline.known.items import (
     with_totals,
     write_lookup,
 )
-from pipeline.known.tables import as_of, read_table
+from pipeline.known.tables import Tables, as_of, read_table, read_tables
 from pipeline.manifest import OutputFile, Report, merge_reports
 from pipeline.shuffle import Piece, read_pieces, write_pieces
 from pipeline.write import by_day, slices_by_day, write_day, write_groups, write_slices
@@ -105,19 +105,10 @@ class UserWork:
 
     def _tables(self, events: pa.Table) -> Tables:
         plan = self._plan
-        frames: list[pl.DataFrame | None] = []
-        declared = (
-            (plan.specification.users, plan.users, s.USER_ID),
-            (plan.specification.items, plan.items, s.ITEM_ID),
-        )
-        for validity, paths, name in declared:
-            if validity is None:
-                frames.append(None)
-                continue
-            key = (name, plan.specification.column_types[name])
-            ids = pl.Series(pl.from_arrow(events[name])).unique()
-            frames.append(read_table(paths, validity, key, ids))
-        return Tables(*frames)
+        ids = {
+            name: pl.Series(pl.from_arrow(events[name])).unique() for name in (s.USER_ID, s.ITEM_ID)
+        }
+        return read_tables(plan.specification, users=plan.users, items=plan.items, ids=ids)
 
     def _samples(
         self, number: int, part: UserPart

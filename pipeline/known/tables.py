@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 
 import polars as pl
 import pyarrow as pa
@@ -14,6 +15,29 @@ from pipeline.events.read import find_files, is_accepted
 from pipeline.specification import Specification
 
 _SHOWN = 5
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Tables:
+    """Rows of the tables with validity, at least those of some users and items; None if undeclared.
+
+    Each has the id, `valid_from_ms`, `valid_to_ms` (null: until the next row) and its columns.
+    """
+
+    users: pl.DataFrame | None = None
+    items: pl.DataFrame | None = None
+
+    def attach(self, rows: pl.DataFrame, specification: Specification) -> pl.DataFrame:
+        """Returns events with the columns that held of their users and items at their times."""
+        declared = (
+            (specification.users, self.users, s.USER_ID),
+            (specification.items, self.items, s.ITEM_ID),
+        )
+        for validity, table, key in declared:
+            if validity is not None and table is not None:
+                columns = list(validity.columns)
+                rows = as_of(rows, table, key=key, time=s.TIMESTAMP_MS, columns=columns)
+        return rows
 
 
 def find_tables(
@@ -38,7 +62,7 @@ def find_tables(
                 )
             found.append(())
             continue
-        files = tuple(find_files(paths)) if paths else ()
+        files = tuple(find_files(paths, setting=f"samples.{name}")) if paths else ()
         types = specification.column_types
         check_tables(files, declared, (key, types[key]), where=f"samples.{name}")
         found.append(files)
@@ -85,7 +109,10 @@ def check_tables(
 
 
 def read_table(
-    paths: Sequence[str], declared: ValidityTable, key: tuple[str, str], ids: pl.Series
+    paths: Sequence[str],
+    declared: ValidityTable,
+    key: tuple[str, str],
+    ids: pl.Series | None = None,
 ) -> pl.DataFrame:
     """Returns the rows of some ids, whatever else the files have.
 
@@ -93,7 +120,7 @@ def read_table(
         paths: Parquet files that `check_tables` found good.
         declared: The columns to read.
         key: Name and type of the id.
-        ids: The ids that are wanted.
+        ids: The ids that are wanted; None: all.
 
     Returns:
         The id, `valid_from_ms`, `valid_to_ms` (null: until the next row) and the columns.
@@ -108,7 +135,8 @@ def read_table(
     for path in paths:
         rows = pl.scan_parquet(path)
         found = rows.collect_schema().names()
-        rows = rows.join(pl.LazyFrame({name: ids.unique()}), on=name, how="semi")
+        if ids is not None:
+            rows = rows.join(pl.LazyFrame({name: ids.unique()}), on=name, how="semi")
         table = rows.select([column for column in types if column in found]).collect().to_arrow()
         for field in wanted:
             if field.name not in table.column_names:
@@ -123,6 +151,34 @@ def read_table(
             f" {s.VALID_FROM_MS}; expected one, or it is not known which holds"
         )
     return table
+
+
+def read_tables(
+    specification: Specification,
+    *,
+    users: Sequence[str],
+    items: Sequence[str],
+    ids: Mapping[str, pl.Series] | None = None,
+) -> Tables:
+    """Returns the tables that are declared; see `read_table`.
+
+    Args:
+        specification: Which there are.
+        users: The users' files, as `find_tables` gives them.
+        items: The items'.
+        ids: The users and items that are wanted, by the name of their column; None: all.
+    """
+    frames: list[pl.DataFrame | None] = []
+    for declared, paths, name in (
+        (specification.users, users, s.USER_ID),
+        (specification.items, items, s.ITEM_ID),
+    ):
+        if declared is None:
+            frames.append(None)
+            continue
+        key = (name, specification.column_types[name])
+        frames.append(read_table(paths, declared, key, None if ids is None else ids[name]))
+    return Tables(*frames)
 
 
 def as_of(

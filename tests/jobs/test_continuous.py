@@ -42,12 +42,16 @@ class Shop:
         specification = real_specification(kinds={"retrieval": {"exposed_negatives": 2}})
         declared = specification.model_dump(mode="json", exclude_unset=True)
         history = {"name": "history_item_id", "kind": "ids", "table": "t"}
-        declared["features"]["query"].append(history)
+        level = {"name": "level", "kind": "number"}
+        declared["features"]["query"] += [history, level]
+        declared["users"] = {"columns": {"level": "int64"}}
+        write_levels(self.events, folder / "users.parquet")
         broker = {"bootstrap_servers": [kafka]}
         self.content: dict[str, Any] = {
             "specification": declared,
             "samples": {
                 "inputs": [str(folder / "log")],
+                "users": [str(folder / "users.parquet")],
                 "output": str(folder / "samples"),
                 "join_window_seconds": 86_400,
                 "orphans": orphans,
@@ -134,6 +138,19 @@ class Shop:
             process.wait()
 
 
+def write_levels(events: pa.Table, path: Path) -> None:
+    """Writes a made-up table of users: each rises a level in the middle of the log."""
+    users = np.unique(events["user_id"].to_numpy())
+    times = events["timestamp_ms"].to_numpy()
+    begins = np.array([times.min(), (times.min() + times.max()) // 2])
+    rows = {
+        "user_id": np.repeat(users, 2),
+        "valid_from_ms": np.tile(begins, len(users)),
+        "level": np.repeat(users % 5, 2) + np.tile([0, 1], len(users)),
+    }
+    pq.write_table(pa.table(rows), path)
+
+
 def ordered(table: pa.Table) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = table.sort_by("event_id").to_pylist()
     return rows
@@ -188,6 +205,7 @@ def test_a_real_log_published_joined_and_learned_live_gives_the_samples_of_the_b
 
     assert shop.joined() == expected
     assert max(len(row["history_item_id"]) for row in expected) > 10
+    assert {row["level"] for row in expected} == set(range(6))
     lines = (shop.folder / "run" / "metrics.jsonl").read_text().splitlines()
     learned = json.loads(lines[-1])
     assert learned["stream/samples"] == len(expected)

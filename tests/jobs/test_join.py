@@ -28,7 +28,7 @@ CONTENT = {
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A configuration of a broker that is not there."""
-    monkeypatch.setattr(job, "make_joiner", lambda *_: NaiveJoiner(remembers=True))
+    monkeypatch.setattr(job, "joiners", lambda *_: lambda: NaiveJoiner(remembers=True))
     section = {
         "bootstrap_servers": ["127.0.0.1:1"],
         "connect_timeout_seconds": 0.5,

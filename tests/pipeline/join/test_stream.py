@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections import Counter
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,10 +17,12 @@ from pipeline.join.histories import Histories
 from pipeline.join.step import FOREVER_MS, JoinRule
 from pipeline.join.stream import SampleJoiner
 from pipeline.kinds import retrieval
-from pipeline.kinds.part import Tables, make_part
+from pipeline.kinds.part import make_part
+from pipeline.known.current import CurrentTables
 from pipeline.known.facts import read_facts
+from pipeline.known.tables import Tables, read_tables
 from pipeline.schema import InputError
-from tests.pipeline.event_log import START, event, with_statistics
+from tests.pipeline.event_log import START, event, specification, with_statistics
 from tests.pipeline.join.logs import (
     EXPOSED,
     WINDOW_MS,
@@ -47,14 +51,14 @@ class Whole:
     counts: dict[str, int]
 
 
-def whole(log, spec, orphans) -> Whole:
+def whole(log, spec, orphans, tables=None) -> Whole:
     part = make_part(
         event_table(log, spec),
         spec,
         span=Span(None, None, WINDOW_MS),
         rule=JoinRule(window_ms=WINDOW_MS, orphans=orphans),
         facts=read_facts([], spec),
-        tables=Tables(),
+        tables=tables or Tables(),
     )
     samples = retrieval.make(part)
     counts: Counter[str] = Counter()
@@ -96,6 +100,58 @@ def test_a_stream_gives_the_samples_of_the_batch_byte_by_byte(data, orphans, ids
     assert {name: n for name, n in total(results).items() if n} == {
         name: n for name, n in part.counts.items() if n
     }
+
+
+CHANGES = st.lists(
+    st.tuples(
+        st.integers(1, 4), st.integers(-5, 70), st.sampled_from([None, 4]), st.integers(0, 9)
+    ),
+    max_size=12,
+    unique_by=lambda row: row[:2],
+)
+"""Rows of a table: id, second it begins, seconds it holds, value."""
+
+
+@ORPHANS
+@settings(max_examples=25, deadline=None)
+@given(log=logs(), users=CHANGES, items=CHANGES, data=st.data())
+def test_tables_with_validity_are_seen_as_by_the_batch(data, log, users, items, orphans) -> None:
+    spec = specification(
+        users={"columns": {"level": "int64"}},
+        items={"columns": {"price": "int64"}},
+        features={
+            "query": [{"name": "level", "kind": "number"}],
+            "candidate": [
+                {"name": "item_id", "kind": "id", "table": "t"},
+                {"name": "price", "kind": "number"},
+            ],
+        },
+    )
+    with tempfile.TemporaryDirectory() as name:
+        files = {}
+        for rows, column, key in ((users, "level", "user_id"), (items, "price", "item_id")):
+            begins = [START + 1000 * row[1] for row in rows]
+            holds = [row[2] for row in rows]
+            table = {
+                key: [row[0] for row in rows],
+                "valid_from_ms": begins,
+                "valid_to_ms": [
+                    None if h is None else b + 1000 * h for b, h in zip(begins, holds, strict=True)
+                ],
+                column: [row[3] for row in rows],
+            }
+            schema = pa.schema([(column, pa.int64()) for column in table])
+            files[key] = f"{name}/{key}.parquet"
+            pq.write_table(pa.table(table, schema), files[key])
+        given_files = {"users": [files["user_id"]], "items": [files["item_id"]]}
+        tables = CurrentTables(spec, **given_files)
+        part = whole(log, spec, orphans, read_tables(spec, **given_files))
+        joiner = SampleJoiner(spec, WINDOW_MS, orphans, tables=tables)
+        calls = data.draw(cut(log))
+        with small_pieces():
+            found = [joiner.process(event_table(r, spec), time).samples for r, time in calls]
+    order = [("timestamp_ms", "ascending"), ("event_id", "ascending"), ("user_id", "ascending")]
+    assert pa.concat_tables(found).sort_by(order).equals(part.samples)
 
 
 @ORPHANS

@@ -15,8 +15,9 @@ from pydantic import ValidationError
 from pipeline.days import Span
 from pipeline.join.step import JoinRule
 from pipeline.kinds import behaviour
-from pipeline.kinds.part import Tables, UserPart, make_part
+from pipeline.kinds.part import UserPart, make_part
 from pipeline.known.facts import read_facts
+from pipeline.known.tables import Tables
 from pipeline.write import slices_by_day, write_slices
 from tests.pipeline.event_log import START, event, specification
 

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from pipeline.days import Span
 from pipeline.join.step import JoinRule
 from pipeline.kinds import retrieval
-from pipeline.kinds.part import Tables, UserPart, make_part
+from pipeline.kinds.part import UserPart, make_part
 from pipeline.known.facts import read_facts
+from pipeline.known.tables import Tables
 from tests.pipeline.event_log import START, event, specification
 
 WINDOW_MS = 50
