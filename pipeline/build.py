@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import apache_beam as beam
-import pyarrow.compute as pc
+import numpy as np
 from apache_beam.metrics import Metrics
 from apache_beam.pvalue import PCollection
 
@@ -31,7 +31,8 @@ from pipeline.events.rejects import merge_rejects, spill_rejects
 from pipeline.events.validate import checks, count_reasons, needed_types, validate
 from pipeline.kinds.registry import counts_items
 from pipeline.kinds.work import Done, ItemWork, UserWork, part_profile
-from pipeline.manifest import FACTS, Report, merge_reports
+from pipeline.manifest import FACTS, NEWEST, Report, merge_reports
+from pipeline.positions import IntArray
 from pipeline.shuffle import Origin, Piece, write_pieces
 from pipeline.specification import Specification
 
@@ -128,7 +129,7 @@ class ReadAndValidate(beam.DoFn):
                 report = Report(
                     counts={"events_read": events.num_rows + len(rejects)},
                     rejects=count_reasons(rejects),
-                    watermark_ms=pc.max(events[s.TIMESTAMP_MS]).as_py(),
+                    newest_ms=_newest(events[s.TIMESTAMP_MS].to_numpy()),
                 )
                 spilled = spill_rejects(self._plan.scratch / "rejects" / f"{name}.jsonl", rejects)
                 yield Block(origin, tuple(pieces), spilled, block.num_lines, report)
@@ -137,6 +138,11 @@ class ReadAndValidate(beam.DoFn):
             # As data: what a runner makes of an exception is not portable.
             origin = (split.file_number, split.number, number)
             yield Block(origin, (), "", 0, Report(problems=(str(error),)))
+
+
+def _newest(times: IntArray) -> tuple[int, ...]:
+    first = max(len(times) - NEWEST, 0)
+    return tuple(np.partition(times, first)[first:].tolist()) if len(times) else ()
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from pipeline import schema as s
 from pipeline.manifest import Day, Manifest
+from pipeline.positions import IntArray
 
 MS_PER_DAY: Final = 86_400_000
 WINDOWS_BEFORE: Final = 3
@@ -79,6 +80,16 @@ class Span:
             return "all days"
         first, last = name_of(self.first), name_of(self.last)
         return first if first == last else f"{first} to {last}"
+
+
+def since_lookback(times: IntArray, lookback_days: int | None) -> IntArray | None:
+    """Returns [num_samples] times of the oldest facts that count, None if all of them do.
+
+    Args:
+        times: [num_samples] of the samples, milliseconds.
+        lookback_days: How many days before its own a sample looks back; None for all.
+    """
+    return None if lookback_days is None else (times // MS_PER_DAY - lookback_days) * MS_PER_DAY
 
 
 def missing_days(manifest: Manifest | None, first: int, last: int) -> list[int]:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import heapq
+import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -25,6 +27,8 @@ REJECTED_NAME: Final = "rejected"
 FORMAT_VERSION: Final = 2
 RETRIEVAL: Final = "retrieval"
 FACTS: Final = "facts/"
+NEWEST: Final = 1000
+"""So many of the newest event times are known to an account."""
 
 _REPORT_NAME: Final = "report.json"
 _MAX_REASONS = 20
@@ -166,6 +170,7 @@ class Report(_Entry):
 
     Attributes:
         days: Counts that belong to a day.
+        newest_ms: The largest event times, at most `NEWEST` of them, in no order.
         problems: Files that could not be read on, each with what was found and expected.
     """
 
@@ -173,7 +178,7 @@ class Report(_Entry):
     rejects: Mapping[str, int] = {}
     outcomes: Mapping[str, int] = {}
     days: Mapping[str, Mapping[str, int]] = {}
-    watermark_ms: int | None = None
+    newest_ms: tuple[int, ...] = ()
     inputs: tuple[InputFile, ...] = ()
     files: tuple[OutputFile, ...] = ()
     problems: tuple[str, ...] = ()
@@ -196,7 +201,7 @@ class Report(_Entry):
 def merge_reports(reports: Iterable[Report]) -> Report:
     """Returns the sum of reports, with its lists sorted."""
     reports = list(reports)
-    times = [report.watermark_ms for report in reports if report.watermark_ms is not None]
+    times = itertools.chain.from_iterable(report.newest_ms for report in reports)
     return Report(
         counts=_sum(report.counts for report in reports),
         rejects=_sum(report.rejects for report in reports),
@@ -205,7 +210,7 @@ def merge_reports(reports: Iterable[Report]) -> Report:
             day: _sum(report.days.get(day, {}) for report in reports)
             for day in sorted({day for report in reports for day in report.days})
         },
-        watermark_ms=max(times, default=None),
+        newest_ms=tuple(heapq.nlargest(NEWEST, times)),
         inputs=tuple(sorted((f for r in reports for f in r.inputs), key=lambda f: f.path)),
         files=tuple(sorted((f for r in reports for f in r.files), key=lambda f: f.path)),
         problems=tuple(sorted({problem for r in reports for problem in r.problems})),

@@ -134,6 +134,7 @@ def make_samples(
         InputError: If a file is wrong as a whole, too many rows are rejected, or `config.output`
             cannot be written. A former output is unchanged then.
     """
+    _check_limits(specification)
     files = [*find_files(config.inputs), *map(str, repaired_files(config.output))]
     tables = find_tables(specification, users=config.users, items=config.items)
     if days is None:
@@ -147,15 +148,33 @@ def make_samples(
         manifest = _build(config, specification, options, files=files, tables=tables, span=span)
     if manifest is None:
         raise s.InputError(f"found no day from {days.first} to {days.last}; expected at least one")
-    if outdated := outdated_days(manifest, lookback_days=config.lookback_days):
-        logger.warning(
-            "%d days, %s to %s, look back to a day that was built after them: build them again with"
-            " --rebuild to have them know it",
-            len(outdated),
-            outdated[0],
-            outdated[-1],
-        )
+    _tell_of_order(manifest, config)
     return manifest
+
+
+def _tell_of_order(manifest: Manifest, config: SamplesConfig) -> None:
+    """Warns of days that would be others if days were built in another order."""
+    newest = max(day.day for day in manifest.days)
+    early = sorted(day.day for day in manifest.days if not day.complete and day.day < newest)
+    outdated = outdated_days(manifest, lookback_days=config.lookback_days)
+    for days, what in (
+        (outdated, "look back to a day that was built after them: build them again with --rebuild"),
+        (
+            early,
+            "were built when their outcomes were not all there: build them again, and the days"
+            " behind them with --rebuild",
+        ),
+    ):
+        if days:
+            logger.warning("%d days, %s to %s, %s", len(days), days[0], days[-1], what)
+
+
+def _check_limits(specification: Specification) -> None:
+    """Raises InputError for a limit of a column that no kind of samples has."""
+    schemas = [kind.schema(specification) for kind in wanted(specification).values()]
+    columns = sorted({name for schema in schemas for name in schema.names})
+    if problems := specification.checks.problems(columns):
+        raise s.InputError("\n".join(f"specification.{each}" for each in problems))
 
 
 def repair_samples(

@@ -65,8 +65,14 @@ def joiners(specification: Specification, samples: SamplesConfig) -> Callable[[]
     tables = CurrentTables(specification, users=samples.users, items=samples.items)
 
     def make() -> Joiner:
-        window_ms, orphans = samples.window_ms, samples.orphans
-        return cast("Joiner", SampleJoiner(specification, window_ms, orphans, tables=tables))
+        joiner = SampleJoiner(
+            specification,
+            samples.window_ms,
+            samples.orphans,
+            tables=tables,
+            lookback_days=samples.lookback_days,
+        )
+        return cast("Joiner", joiner)
 
     return make
 
@@ -83,6 +89,7 @@ def wiring(
             "specification": specification.fingerprint,
             "samples.join_window_seconds": f"{samples.join_window_seconds:g}",
             "samples.orphans": samples.orphans,
+            "samples.lookback_days": str(samples.lookback_days),
         },
     )
 

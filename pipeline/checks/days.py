@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
 import pyarrow as pa
 
+from pipeline import durable
 from pipeline import schema as s
 from pipeline.checks.drift import Finding, check
 from pipeline.checks.profile import Profile, profile
@@ -58,9 +58,7 @@ def read_profile(path: Path) -> Profile:
 
 def _write(path: Path, found: Profile) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    aside.write_text(found.model_dump_json(), encoding="utf-8")
-    aside.replace(path)
+    durable.write(path, found.model_dump_json(), sync_folder=False)  # `Run.commit` syncs those
 
 
 def check_days(
@@ -90,9 +88,12 @@ def check_days(
     for kind in kinds:
         profiles: dict[str, Profile] = {}
         if former is not None:
-            newest = max(built, default="")
-            before = [day for day in sorted(stay) if day < newest]
-            profiles = {day: read_profile(profile_path(former, kind, day)) for day in before}
+            first, newest = min(built, default=""), max(built, default="")
+            older = [day for day in sorted(stay) if day < first][-checks.days :]
+            between = [day for day in stay if first < day < newest]
+            profiles = {
+                day: read_profile(profile_path(former, kind, day)) for day in (*older, *between)
+            }
         for day in sorted(built):
             found = read_profile(profile_path(folder, kind, day))
             reference = [profiles[each] for each in sorted(profiles) if each < day]

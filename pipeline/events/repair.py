@@ -2,27 +2,27 @@
 
 Those that are events now go to `OUTPUT.runs/repaired/`, which every later build reads beside the
 logs: a day that is built again has them still. The rows of the logs that they stand for are
-rejected as before, and count as repaired.
+rejected as before, and count as repaired. A row that is repaired once more replaces itself.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline import durable
 from pipeline import schema as s
 from pipeline.days import MS_PER_DAY
-from pipeline.events.json_lines import parse_json_lines
+from pipeline.events.json_lines import Reject, parse_json_lines
 from pipeline.events.read import RawBlock
 from pipeline.events.rejects import read_rejects
-from pipeline.events.validate import checks, count_reasons, needed_types, validate
+from pipeline.events.validate import Check, checks, count_reasons, needed_types, validate
 from pipeline.specification import Specification
 
 SOURCE_FILE: Final = "headrace_rejected_file"
@@ -48,7 +48,7 @@ class Repair:
 
 def repaired_files(output: Path) -> list[Path]:
     """Returns the files of repaired rows that belong to an output, oldest first."""
-    return sorted(_folder(output).glob("*.parquet"))
+    return sorted(_folder(output).glob("*.jsonl"))
 
 
 def _folder(output: Path) -> Path:
@@ -77,45 +77,67 @@ def repair(
     """
     found = [reject for _, reject in read_rejects(folder)]
     types = needed_types(specification)
-    # No line of JSON has a line break but between its tokens.
-    lines = b"".join(reject["raw"].replace(b"\n", b" ") + b"\n" for reject in found)
-    table, rows, malformed, num_lines = parse_json_lines(lines, types)
-    block = RawBlock(table, rows, num_lines, malformed, lines)
     rules = checks(specification, outcomes_need_features=outcomes_need_features)
-    events, rejects = validate(block, rules)
-    bad = {reject.row for reject in rejects}
-    good = [number for number in rows if number not in bad]
-    events = events.append_column(SOURCE_FILE, pa.array([found[n]["file"] for n in good], "string"))
-    events = events.append_column(SOURCE_ROW, pa.array([found[n]["row"] for n in good], "int64"))
-    new = _without_known(events, repaired_files(output))
-    if new.num_rows:
-        _keep(new, output)
+    events, rows, rejects = _validated([reject["raw"] for reject in found], types, rules)
+    repaired = {}
+    for number in rows:
+        line = _with_source(found[number])
+        repaired[_source(line)] = line
+    former = {path: path.read_bytes().splitlines() for path in repaired_files(output)}
+    known = {_source(line): line for lines in former.values() for line in lines}
+    new = {source: line for source, line in repaired.items() if known.get(source) != line}
+    replaced = [known[source] for source in new if source in known]
+    if new:
+        _keep(new, former, output)
+    days = {*_days(events, window_ms), *_days(_validated(replaced, types, rules)[0], window_ms)}
     return Repair(
-        accepted=new.num_rows,
-        known=events.num_rows - new.num_rows,
+        accepted=len(new),
+        known=len(repaired) - len(new),
         rejects=count_reasons(rejects),
-        days=_days(events, window_ms),
+        days=sorted(days),
     )
 
 
-def _without_known(events: pa.Table, files: Iterable[Path]) -> pa.Table:
-    known = {row for path in files for row in _identities(pq.read_table(path))}
-    is_new = [row not in known for row in _identities(events)]
-    return events.filter(pa.array(is_new, pa.bool_()))
+def _validated(
+    raws: Sequence[bytes], types: Mapping[str, str], rules: Sequence[Check]
+) -> tuple[pa.Table, list[int], list[Reject]]:
+    """Returns the events among rows, the numbers of theirs, and why the others are none."""
+    lines = b"".join(_in_a_line(raw) + b"\n" for raw in raws)
+    table, rows, malformed, num_lines = parse_json_lines(lines, types)
+    events, rejects = validate(RawBlock(table, rows, num_lines, malformed, lines), rules)
+    bad = {reject.row for reject in rejects}
+    return events, [number for number in rows if number not in bad], rejects
 
 
-def _identities(events: pa.Table) -> list[tuple[object, ...]]:
-    names = (SOURCE_FILE, SOURCE_ROW, s.EVENT_ID, s.TIMESTAMP_MS, s.USER_ID, s.ITEM_ID, s.ACTION)
-    return list(zip(*(events[name].to_pylist() for name in names), strict=True))
+def _with_source(reject: Mapping[str, Any]) -> bytes:
+    """Returns a repaired row as it is kept, whole: a later specification may want more of it."""
+    source = json.dumps({SOURCE_FILE: reject["file"], SOURCE_ROW: reject["row"]}).encode()
+    # Of keys that come twice the last counts: what was repaired before still stands for its row.
+    return source[:-1] + b", " + _in_a_line(reject["raw"]).lstrip()[1:]
 
 
-def _keep(events: pa.Table, output: Path) -> None:
+def _in_a_line(raw: bytes) -> bytes:
+    # JSON has no line break but between its tokens.
+    return raw.replace(b"\n", b" ").replace(b"\r", b" ")
+
+
+def _source(line: bytes) -> tuple[str, int]:
+    content = json.loads(line)
+    return content[SOURCE_FILE], content[SOURCE_ROW]
+
+
+def _keep(
+    new: Mapping[tuple[str, int], bytes], former: Mapping[Path, Sequence[bytes]], output: Path
+) -> None:
+    """Writes a file of the new rows, and takes what they replace out of the former ones."""
     folder = _folder(output)
     folder.mkdir(parents=True, exist_ok=True)
-    number = max((int(path.stem) for path in repaired_files(output)), default=0) + 1
-    sink = pa.BufferOutputStream()
-    pq.write_table(events, sink)
-    durable.write(folder / f"{number:05d}.parquet", sink.getvalue().to_pybytes())
+    number = max((int(path.stem) for path in former), default=0) + 1
+    durable.write(folder / f"{number:05d}.jsonl", b"".join(line + b"\n" for line in new.values()))
+    for path, lines in former.items():
+        stay = [line for line in lines if _source(line) not in new]
+        if len(stay) < len(lines):
+            durable.write(path, b"".join(line + b"\n" for line in stay))
 
 
 def _days(events: pa.Table, window_ms: int) -> list[int]:
@@ -129,9 +151,5 @@ def _days(events: pa.Table, window_ms: int) -> list[int]:
 def count_repaired(files: Sequence[Path], logs: Iterable[str]) -> int:
     """Returns how many rows of some logs were rejected and are repaired."""
     wanted = set(logs)
-    rows = set()
-    for path in files:
-        table = pq.read_table(path, columns=[SOURCE_FILE, SOURCE_ROW])
-        pairs = zip(table[SOURCE_FILE].to_pylist(), table[SOURCE_ROW].to_pylist(), strict=True)
-        rows |= {pair for pair in pairs if pair[0] in wanted}
-    return len(rows)
+    sources = {_source(line) for path in files for line in path.read_bytes().splitlines()}
+    return sum(file in wanted for file, _ in sources)

@@ -58,13 +58,14 @@ class Histories:
         """Returns the positives of the users of some rows, those of some other users among them."""
         return self._log.find(_hash_users(asking), self._like)[1]
 
-    def clean(self, bound_ms: int, *, num_added: int) -> None:
+    def clean(self, bound_ms: int, *, num_added: int, oldest_ms: int | None = None) -> None:
         """Drops some of the positives that no history can hold any more.
 
         A user's last N positives of an outcome time before the bound stay, and all younger ones.
 
         Args:
             bound_ms: No time that is asked about is earlier.
+            oldest_ms: What is older than this, nobody looks back to. None: some may look to all.
             num_added: How many positives were added since the last call.
         """
         if self.num_rows < CLEAN_ABOVE_ROWS:
@@ -77,6 +78,8 @@ class Histories:
         # Ranked with all of the user's: a younger positive than these may be among the oldest rows.
         rank = pl.col(s.EVENT_ID).cum_count(reverse=True).over(s.USER_ID)
         kept = users.sort(_ORDER).filter(rank <= self._length)
+        if oldest_ms is not None:
+            kept = kept.filter(pl.col(OUTCOME_TIME_MS) >= oldest_ms)
         stay = oldest.join(kept, on=_COLUMNS, how="semi", maintain_order="left")
         self._log = rest
         self.add(pl.concat([stay, oldest.filter(~old)]))

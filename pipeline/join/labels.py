@@ -17,10 +17,16 @@ IMPRESSION_ROW: Final = "impression"
 """Of a joined outcome: the row of its impression."""
 
 
-def label(
+def with_labels(impressions: pl.DataFrame, found: pl.DataFrame) -> pl.DataFrame:
+    """Returns the impressions that `find_positives` found, with their labels."""
+    rows = impressions[found[IMPRESSION_ROW].to_numpy()]
+    return rows.with_columns(found[s.REWARD], found[OUTCOME_TIME_MS])
+
+
+def find_positives(
     impressions: pl.DataFrame, outcomes: pl.DataFrame, specification: Specification
 ) -> pl.DataFrame:
-    """Returns the impressions that are positives, with their reward and when they became so.
+    """Returns the row, reward and outcome time of each impression that is a positive.
 
     By the rule of the impression's scenario: `action` gives reward 1 from the first such outcome
     on. `play_share` takes the plays whose share (play_seconds / duration_seconds, the impression's
@@ -31,23 +37,6 @@ def label(
         impressions: Of whole users, or those that closed.
         outcomes: All joined outcomes of these, with `impression`, a row number in `impressions`.
         specification: Has the rules.
-
-    Returns:
-        The positives in the order of `impressions`, with `reward` and `outcome_time_ms`.
-    """
-    return with_labels(impressions, find_positives(impressions, outcomes, specification))
-
-
-def with_labels(impressions: pl.DataFrame, found: pl.DataFrame) -> pl.DataFrame:
-    """Returns the impressions that `find_positives` found, with their labels."""
-    rows = impressions[found[IMPRESSION_ROW].to_numpy()]
-    return rows.with_columns(found[s.REWARD], found[OUTCOME_TIME_MS])
-
-
-def find_positives(
-    impressions: pl.DataFrame, outcomes: pl.DataFrame, specification: Specification
-) -> pl.DataFrame:
-    """Returns the row, reward and outcome time of each positive; see `label`.
 
     Returns:
         [num_positives] `impression`, ascending, `reward` and `outcome_time_ms`.

@@ -9,6 +9,7 @@ import polars as pl
 import pyarrow as pa
 
 from pipeline import schema as s
+from pipeline.days import MS_PER_DAY, since_lookback
 from pipeline.join.exposed import Exposures, shown_items
 from pipeline.join.histories import Histories
 from pipeline.join.labels import IMPRESSION_ROW, find_positives, with_labels
@@ -45,6 +46,7 @@ class SampleJoiner:
         orphans: OrphanRule,
         *,
         tables: CurrentTables | None = None,
+        lookback_days: int | None = None,
     ) -> None:
         """Starts with an empty log.
 
@@ -53,6 +55,7 @@ class SampleJoiner:
             window_ms: The join window.
             orphans: What becomes of an outcome without impression.
             tables: Of users and items, those that the specification declares.
+            lookback_days: How many days before its own a sample looks back; None for all.
 
         Raises:
             InputError: If the specification has a feature that only a batch can make.
@@ -62,19 +65,10 @@ class SampleJoiner:
         self._specification = specification
         self._rule = JoinRule(window_ms=window_ms, orphans=orphans)
         self._exposed = specification.exposed_negatives
+        self._lookback_days = lookback_days
         self.restore(None, BEGINNING_MS)
         nothing = pl.DataFrame(pl.from_arrow(specification.event_schema.empty_table()))
         self._no_samples = self._make_samples(self._advance(nothing, BEGINNING_MS)[1])
-
-    @property
-    def num_open(self) -> int:
-        """How many impressions have not closed yet."""
-        return self._state.num_open
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of memory that the join of open impressions takes; histories are not in it."""
-        return self._state.nbytes
 
     def process(self, events: pa.Table, watermark_ms: int) -> Joined:
         """Takes in events and gives out the samples that the watermark makes final.
@@ -157,12 +151,16 @@ class SampleJoiner:
             earlier = self._histories.of(positives)
             self._histories.add(positives)
             bound_ms = self._state.watermark_ms - self._rule.window_ms
-            self._histories.clean(bound_ms, num_added=len(positives))
+            oldest_ms = None
+            if self._lookback_days is not None:
+                oldest_ms = bound_ms - (self._lookback_days + 1) * MS_PER_DAY
+            self._histories.clean(bound_ms, oldest_ms=oldest_ms, num_added=len(positives))
         exposed = None if self._exposures is None else self._exposures.of(positives)
         known = positives.select(KNOWN)
         if earlier is not None and len(earlier):
             known = in_order(pl.concat([earlier.select(KNOWN), known]))
-        return assemble(positives, known, self._specification, exposed=exposed)
+        since = since_lookback(positives[s.TIMESTAMP_MS].to_numpy(), self._lookback_days)
+        return assemble(positives, known, self._specification, exposed=exposed, since=since)
 
 
 def _count(closed: Closed) -> dict[str, int]:

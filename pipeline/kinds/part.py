@@ -37,8 +37,8 @@ class UserPart:
     Attributes:
         specification: What samples are made of.
         span: The days that are built.
-        impressions: Closed impressions of the span and its margins, in the order of (time,
-            event_id): event columns, and those of tables with validity, as of their time.
+        impressions: Closed impressions of the span and its margins, in no order that means
+            anything: event columns, and those of tables with validity, as of their time.
         outcomes: Joined outcomes, with `impression`, a row number in `impressions`.
         positives: The impressions that are positives, with `reward` and `outcome_time_ms`.
         positive_rows: [num_positives] their row numbers in `impressions`.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import polars as pl
+import pyarrow as pa
 
 from pipeline import schema as s
 from pipeline.known.tables import Tables, find_tables, read_tables
@@ -72,7 +73,7 @@ class CurrentTables:
         self._looked = now
         try:
             self._held = self._read(self._held)
-        except (s.InputError, OSError, pl.exceptions.PolarsError) as error:
+        except (s.InputError, OSError, pa.ArrowException, pl.exceptions.PolarsError) as error:
             logger.warning("tables could not be read again, their former rows hold on: %s", error)
 
     def _read(self, held: _Held | None) -> _Held:

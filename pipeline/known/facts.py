@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import schema as s
-from pipeline.days import MS_PER_DAY, parse_day
+from pipeline.days import MS_PER_DAY, parse_day, since_lookback
 from pipeline.join.labels import OUTCOME_TIME_MS
 from pipeline.positions import IntArray
 from pipeline.specification import Specification
@@ -98,16 +98,11 @@ class Facts:
     lookback_days: int | None = None
 
     def since(self, times: IntArray) -> IntArray | None:
-        """Returns [num_samples] times of the oldest facts that count, None if all of them do.
+        """Returns where the lookback of each sample begins; see `since_lookback`.
 
         A build of all days has older facts at hand than one of a single day, and must not use them.
-
-        Args:
-            times: [num_samples] of the samples, milliseconds.
         """
-        if self.lookback_days is None:
-            return None
-        return (times // MS_PER_DAY - self.lookback_days) * MS_PER_DAY
+        return since_lookback(times, self.lookback_days)
 
 
 def read_facts(

@@ -126,7 +126,7 @@ def write_lookup(path: Path, items: pl.DataFrame, scenarios: Sequence[str]) -> N
     hashes = hash_keys(items[s.ITEM_ID].to_arrow())
     table = (
         items.with_columns(
-            pl.col(s.SCENARIO).replace_strict(codes, return_dtype=pl.Int8).alias(SCENARIO_CODE),
+            pl.col(s.SCENARIO).replace_strict(codes, return_dtype=pl.Int32).alias(SCENARIO_CODE),
             pl.Series(HASH, hashes),
         )
         .sort(SCENARIO_CODE, HASH, s.ITEM_ID)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from pipeline import schema as s
 from pipeline.declarations import ValidityTable
-from pipeline.events.read import find_files, is_accepted
+from pipeline.events.read import conform, find_files, is_accepted
 from pipeline.specification import Specification
 
 _SHOWN = 5
@@ -101,7 +101,9 @@ def check_tables(
                     f"{where}: {path}: {name}: found no such column; found"
                     f" {', '.join(found.names)}; expected {', '.join(wanted)}"
                 )
-            if not is_accepted(found.field(name).type, kind, column=s.TIMESTAMP_MS):
+            time = name in (s.VALID_FROM_MS, s.VALID_TO_MS)
+            as_column = s.TIMESTAMP_MS if time else name
+            if not is_accepted(found.field(name).type, kind, column=as_column):
                 raise s.InputError(
                     f"{where}: {path}: {name}: found a column of type {found.field(name).type};"
                     f" expected {kind}"
@@ -130,7 +132,6 @@ def read_table(
     """
     name, kind = key
     types = {name: kind, s.VALID_FROM_MS: "int64", s.VALID_TO_MS: "int64", **declared.columns}
-    wanted = s.arrow_schema(types)
     frames = []
     for path in paths:
         rows = pl.scan_parquet(path)
@@ -138,10 +139,7 @@ def read_table(
         if ids is not None:
             rows = rows.join(pl.LazyFrame({name: ids.unique()}), on=name, how="semi")
         table = rows.select([column for column in types if column in found]).collect().to_arrow()
-        for field in wanted:
-            if field.name not in table.column_names:
-                table = table.append_column(field, pa.nulls(table.num_rows, field.type))
-        frames.append(pl.DataFrame(pl.from_arrow(table.select(wanted.names).cast(wanted))))
+        frames.append(pl.DataFrame(pl.from_arrow(conform(table, types))))
     table = pl.concat(frames)
     twice = table.filter(table.select(name, s.VALID_FROM_MS).is_duplicated())
     if len(twice):

@@ -13,16 +13,22 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Final
 
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
-from kafka.admin import ConfigResource
 from kafka.errors import KafkaTimeoutError, TopicAlreadyExistsError
 from kafka.protocol.consumer.offsets import OffsetSpec
 
 from pipeline.schema import InputError
 from pipeline.topics.connection import BrokerConnection
 from pipeline.topics.record import Headers
-from pipeline.topics.transactions import FencedError, Transactions, producer_options
+from pipeline.topics.transactions import (
+    FencedError,
+    Transactions,
+    producer_options,
+    require_compact,
+)
 
-TRANSACTION_SECONDS: Final = 60.0
+PATIENCE_SECONDS: Final = 60.0
+"""How long the brokers may be away."""
+TRANSACTION_SECONDS: Final = PATIENCE_SECONDS + 30
 """After so long without an end the broker aborts a transaction, and its writer is shut out."""
 
 BATCHES: Final = {"batch_size": 256 << 10, "linger_ms": 20}
@@ -68,7 +74,7 @@ class TransactionalWriter:
         self._transactions = Transactions(
             identity,
             {**options, **BATCHES, "retry_backoff_ms": _RETRY_MS},
-            patience_seconds=TRANSACTION_SECONDS,
+            patience_seconds=PATIENCE_SECONDS,
             abandon_seconds=TRANSACTION_SECONDS,
         )
 
@@ -110,18 +116,9 @@ class TransactionalWriter:
                 with contextlib.suppress(TopicAlreadyExistsError):
                     admin.create_topics({self._topic: wanted}, wait_for_metadata=True)
                 return
-            resource = ConfigResource("topic", self._topic)
-            found = admin.describe_configs([resource], config_filter="all")["topic"][self._topic]
-            policy = found["cleanup.policy"]["value"]
-        except (KeyError, TypeError):  # not everybody may ask
-            return
+            require_compact(admin, self._topic, setting="publish.progress_topic")
         finally:
             admin.close()
-        if policy != "compact":
-            raise InputError(
-                f"topic {self._topic}: found cleanup.policy={policy}, which forgets how far the"
-                " work is; expected compact: set it, or name another topic"
-            )
 
     def _read(self, keys: Collection[str]) -> dict[str, bytes]:
         place = TopicPartition(self._topic, 0)

@@ -12,7 +12,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from kafka import KafkaProducer
+from kafka import KafkaAdminClient, KafkaProducer
+from kafka.admin import ConfigResource
 from kafka.errors import (
     IllegalStateError,
     InvalidProducerEpochError,
@@ -20,6 +21,8 @@ from kafka.errors import (
     KafkaTimeoutError,
     ProducerFencedError,
 )
+
+from pipeline.schema import InputError
 
 _MAX_REQUEST_BYTES: Final = 64 << 20  # the broker has the last word, and looks after compression
 _MAX_UNACKNOWLEDGED_BYTES: Final = 64 << 20
@@ -133,9 +136,30 @@ class Transactions:
         except KafkaError as error:
             cause = _cause(error)
             if not isinstance(cause, _FENCED):
+                if cause is error:
+                    raise
                 raise cause from error
             self._open = False
             raise FencedError(self.identity) from error
+
+
+def require_compact(admin: KafkaAdminClient, topic: str, *, setting: str) -> None:
+    """Checks that a topic keeps the newest value of each key for ever.
+
+    Raises:
+        InputError: If it deletes what is old. Not where this user may not ask.
+    """
+    try:
+        resource = ConfigResource("topic", topic)
+        found = admin.describe_configs([resource], config_filter="all")["topic"][topic]
+        policy = found["cleanup.policy"]["value"]
+    except (KeyError, TypeError):
+        return
+    if policy != "compact":
+        raise InputError(
+            f"{setting}: topic {topic}: found cleanup.policy={policy}, which forgets how far the"
+            " work is; expected compact: set it, or name another topic"
+        )
 
 
 def _cause(error: KafkaError) -> KafkaError:

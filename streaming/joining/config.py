@@ -44,8 +44,9 @@ class InputConfig(_Section):
     start: Literal["earliest", "latest"] = "earliest"
     """Where a unit begins that was never joined before."""
     max_ahead_seconds: Annotated[float, Field(gt=0)] | None = 3600.0
-    """An event further ahead of its record's timestamp is rejected: it would make all after it
-    stale. Null: none is. Goes by nothing where the producer sets timestamps to event times."""
+    """An event further ahead of its record's timestamp is rejected, one that is less is joined and
+    moves the watermark to that timestamp only: a clock that is fast makes nothing stale. Null: no
+    event is too far ahead. Goes by nothing where the producer sets timestamps to event times."""
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:

@@ -11,6 +11,7 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.protocol.consumer import IsolationLevel, OffsetSpec
 
 from pipeline.schema import InputError
+from pipeline.topics.transactions import require_compact
 from streaming.joining.config import JoinConfig
 from streaming.joining.progress import Progress
 from streaming.source import Partition, SourceUnavailableError
@@ -176,11 +177,14 @@ class JoinTopics:
         found = self._partitions_of(topic)
         if found is None:
             self._create(topic, partitions, _COMPACTED)
-        elif found < partitions:
+            return
+        if found < partitions:
             raise InputError(
                 f"join.commit.topic: found topic {topic} with {found} partitions; expected at least"
                 f" {partitions}, one for each unit: give it more, or name another"
             )
+        with self._client.failing_as(f"asking for topic {topic}"):
+            require_compact(self._client.admin, topic, setting="join.commit.topic")
 
     def _partitions_of(self, topic: str) -> int | None:
         with self._client.failing_as(f"asking for topic {topic}"):

@@ -129,13 +129,22 @@ class Lane:
             waiting.bytes += len(value) if value is not None else 0
         self.seen_ms = now_ms
 
-    def judge(self, times_ms: IntArray, record_of: IntArray, offsets: Sequence[int]) -> BoolArray:
+    def judge(
+        self,
+        times_ms: IntArray,
+        record_of: IntArray,
+        offsets: Sequence[int],
+        *,
+        clocks_ms: IntArray | None = None,
+    ) -> BoolArray:
         """Says which events are stale, and moves the watermark over all the others.
 
         Args:
             times_ms: [num_events] their times.
             record_of: [num_events] position of each one's record; never falls.
             offsets: [num_records] offset of each record; all of them have been consumed then.
+            clocks_ms: [num_records] what each record's events may move the watermark by at most:
+                one of a fast clock would make all others stale. None: no such limit.
 
         Returns:
             [num_events] whether an event is older than the watermark before its record.
@@ -144,6 +153,8 @@ class Lane:
         in_record = np.full(len(offsets), NEVER)
         if len(starts):
             in_record[record_of[starts]] = np.maximum.reduceat(times_ms, starts)
+        if clocks_ms is not None:
+            in_record = np.minimum(in_record, clocks_ms)
         # Stale events count here: they were consumed, and are never ahead of what made them stale.
         newest = np.maximum.accumulate(np.concatenate([[self.newest_ms], in_record]))
         natural = np.where(newest > NEVER, newest - self._lateness_ms, NEVER)[:-1]

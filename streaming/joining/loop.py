@@ -231,9 +231,13 @@ class JoinLoop:
 
     def _raise_idle(self, reading: Reading) -> None:
         """Moves the watermark of lanes that stand at their end by the clock, never faster."""
-        if self._ends is not None or time.monotonic() - self._idle_checked < _IDLE_SECONDS:
+        if time.monotonic() - self._idle_checked < _IDLE_SECONDS:
             return
         self._idle_checked = time.monotonic()
+        if self._ends is not None:
+            if self._config.end == "closed":
+                self._pass_ended(reading, self._ends)
+            return
         now_ms = int(1000 * self._wiring.clock())  # before the ends are asked for
         idle = [
             (life.unit, lane)
@@ -257,6 +261,20 @@ class JoinLoop:
             # One that has never had a record follows the others.
             others = [each.watermark_ms for each in unit.lanes.values() if each is not lane]
             lane.raise_to(min(others, default=NEVER))
+
+    def _pass_ended(self, reading: Reading, ends: Mapping[Partition, int]) -> None:
+        """Has lanes that are at their end, for good, follow the others of their unit."""
+        positions = reading.positions()
+        for life in self._lives:
+            lanes = life.unit.lanes.values()
+            over = [
+                lane
+                for lane in lanes
+                if not lane.waiting.offsets and positions[lane.partition] >= ends[lane.partition]
+            ]
+            others = [lane.watermark_ms for lane in lanes if lane not in over]
+            for lane in over:
+                lane.raise_to(min(others, default=NEVER))
 
     def _patiently(self, call: Callable[[], T]) -> T:
         """Calls what changes nothing by itself; while no broker answers, again and again."""

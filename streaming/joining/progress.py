@@ -203,27 +203,23 @@ class Snapshots:
         Raises:
             InputError: If there is no directory for it.
         """
-        if self._folder is None:
-            raise InputError(
-                "join.snapshot.directory: found none; expected a folder on a volume that lasts:"
-                " what is joined reaches further back than the window, as user histories do"
-            )
-        self._folder.mkdir(parents=True, exist_ok=True)
+        folder = self._required_folder()
+        folder.mkdir(parents=True, exist_ok=True)
         name = f"{commit:012d}-{life.rpartition(':')[2]}"
-        durable.write(self._folder / f"{name}{_SUFFIX}", content)
+        durable.write(folder / f"{name}{_SUFFIX}", content)
         return name
 
     def read(self, name: str | None) -> bytes | None:
         """Returns a snapshot's content; None if there is no name.
 
         Raises:
-            InputError: If it is not there.
+            InputError: If it is not there, or the configuration names no folder.
         """
         if name is None:
             return None
-        folder = self._folder
+        folder = self._required_folder()
         try:
-            return None if folder is None else (folder / f"{name}{_SUFFIX}").read_bytes()
+            return (folder / f"{name}{_SUFFIX}").read_bytes()
         except FileNotFoundError as error:
             raise InputError(
                 f"join.snapshot.directory: found no {error.filename}, which this unit's progress"
@@ -240,3 +236,11 @@ class Snapshots:
             for path in self._folder.glob(f"*{_SUFFIX}"):
                 if path.name.partition("-")[0] < name.partition("-")[0]:
                     path.unlink(missing_ok=True)
+
+    def _required_folder(self) -> Path:
+        if self._folder is None:
+            raise InputError(
+                "join.snapshot.directory: found none; expected a folder on a volume that lasts:"
+                " what is joined reaches further back than the window, as user histories do"
+            )
+        return self._folder

@@ -167,7 +167,7 @@ class Unit:
             self._reject(lane, waiting, reject)
         events, record_of = self._without_future(lane, waiting, decoded)
         times = events[TIMESTAMP_MS].to_numpy()
-        stale = lane.judge(times, record_of, waiting.offsets)
+        stale = lane.judge(times, record_of, waiting.offsets, clocks_ms=self._clocks(waiting))
         lane.position = waiting.offsets[-1] + 1
         num_stale = int(np.count_nonzero(stale))
         keep = ~stale
@@ -181,6 +181,12 @@ class Unit:
         if num_stale:
             self.outcome.counts.update({STALE: num_stale})
 
+    def _clocks(self, waiting: Waiting) -> IntArray | None:
+        if math.isinf(self._ahead_ms):
+            return None
+        times = np.asarray(waiting.times_ms, np.int64)
+        return np.where(times >= 0, times, FOREVER)  # records of old producers have no timestamp
+
     def _without_future(
         self, lane: Lane, waiting: Waiting, decoded: Decoded
     ) -> tuple[pa.Table, IntArray]:
@@ -190,7 +196,7 @@ class Unit:
             return events, record_of
         known = np.asarray(waiting.times_ms, np.int64)[record_of]
         ahead = events[TIMESTAMP_MS].to_numpy() > known + int(self._ahead_ms)
-        ahead &= known >= 0  # records of old producers have no timestamp
+        ahead &= known >= 0
         if not ahead.any():
             return events, record_of
         for row in np.flatnonzero(ahead).tolist():

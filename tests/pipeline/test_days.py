@@ -20,7 +20,7 @@ from pipeline.manifest import read_manifest, sample_files
 from pipeline.samples import DayRange, repair_samples
 from pipeline.schema import InputError
 from tests.pipeline.event_log import START, event, specification, with_statistics
-from tests.pipeline.test_samples import LOCAL, config_of, run
+from tests.pipeline.test_samples import LOCAL, config_of, rows_of, run
 
 HOUR, DAY = 3_600_000, 86_400_000
 DAYS = ["2026-01-01", "2026-01-02", "2026-01-03"]
@@ -88,6 +88,24 @@ def test_days_one_by_one_are_the_days_at_once_byte_for_byte(tmp_path: Path) -> N
     assert (noon["event_id"], noon["history_item_id"]) == ("1 night 1", [11, 20])
     assert (night["event_id"], night["history_item_id"]) == ("1 noon 1", [10, 11])
     assert [row["item_impressions"] for row in rows_by_day(each)["2026-01-02"]] == [0, 0, 0, 0]
+
+
+def test_one_clock_that_is_fast_does_not_make_a_day_complete(tmp_path: Path) -> None:
+    def log(name: str, *rows: dict) -> None:
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def built() -> tuple[bool, list[str]]:
+        days = DayRange(DAYS[0], DAYS[0])
+        (day,) = run(f"{tmp_path}/*.jsonl", tmp_path / "out", days=days).days
+        return day.complete, [row["event_id"] for row in rows_of(tmp_path / "out")]
+
+    minute = HOUR // 60
+    shown = [event(f"{n}", n * minute, n, 1) for n in range(1_000)]
+    taken = [event(f"{n}!", n * minute + 5, n, 1, "click") for n in (7, 999)]
+    log("today.jsonl", *shown, taken[0], event("fast", DAY + 2 * HOUR, 7, 1))
+    assert built() == (False, ["7"])
+    log("rest.jsonl", taken[1], *(event(f"b{n}", DAY + HOUR + n, n, 1) for n in range(10)))
+    assert built() == (True, ["7", "999"])
 
 
 def test_only_missing_days_are_built_and_the_others_are_shared(tmp_path: Path) -> None:

@@ -52,14 +52,14 @@ def test_a_manifest_that_is_not_ours_is_refused(tmp_path, content, message) -> N
 
 
 def test_reports_add_up_in_any_order() -> None:
-    first = Report(counts={"a": 1}, rejects={"x": 2}, watermark_ms=5, problems=("p",))
+    first = Report(counts={"a": 1}, rejects={"x": 2}, newest_ms=(5,), problems=("p",))
     log = InputFile(path="log", size_bytes=1, sha256="")
     second = Report(counts={"a": 2, "b": 1}, outcomes={"late": 1}, inputs=(log,), problems=("p",))
     expected = Report(
         counts={"a": 3, "b": 1},
         rejects={"x": 2},
         outcomes={"late": 1},
-        watermark_ms=5,
+        newest_ms=(5,),
         inputs=(log,),
         problems=("p",),
     )

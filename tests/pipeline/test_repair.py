@@ -10,9 +10,10 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from pipeline.events.rejects import read_rejects
+from pipeline.events.repair import count_repaired, repair, repaired_files
 from pipeline.manifest import read_manifest, sample_files
 from pipeline.samples import DayRange, make_samples, repair_samples
-from tests.pipeline.event_log import event, specification
+from tests.pipeline.event_log import START, event, specification
 from tests.pipeline.test_samples import LOCAL, config_of
 
 HOUR, DAY = 3_600_000, 86_400_000
@@ -108,8 +109,8 @@ def test_malformed_rows_are_counted_kept_and_repaired(tmp_path: Path) -> None:
         mended = [json.dumps(line | {"raw": repaired[line["raw"]]}) for line in lines]
         (tmp_path / "mended" / path.name).write_text("\n".join(mended) + "\n")
     config = config_of(tmp_path / "logs", tmp_path / "logs out", max_reject_share=0.0)
-    repair, manifest = repair_samples(config, spec, LOCAL, rejects=tmp_path / "mended")
-    assert (repair.accepted, repair.rejects) == (len(bad), {})
+    done, manifest = repair_samples(config, spec, LOCAL, rejects=tmp_path / "mended")
+    assert (done.accepted, done.rejects) == (len(bad), {})
     # All days are built again, in order: histories of the later ones know the repaired rows too.
     assert [(day.day, day.build) for day in manifest.days] == [
         ("2026-01-01", 4),
@@ -117,3 +118,63 @@ def test_malformed_rows_are_counted_kept_and_repaired(tmp_path: Path) -> None:
         ("2026-01-03", 6),
     ]
     assert samples_of(tmp_path / "logs out") == clean
+
+
+def rejected(folder: Path, **rows: dict[str, Any]) -> Path:
+    """Writes rejected rows of one log, each named after its row, as somebody has repaired them."""
+    folder.mkdir(exist_ok=True)
+    lines = [
+        json.dumps({"file": "log", "row": int(name[1:]), "raw": json.dumps(row, indent=1)})
+        for name, row in rows.items()
+    ]
+    (folder / "log.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def repaired_rows(output: Path) -> list[dict[str, Any]]:
+    lines = [line for path in repaired_files(output) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in lines]
+
+
+def test_a_row_that_is_repaired_once_more_replaces_itself(tmp_path: Path) -> None:
+    output, mended = tmp_path / "out", tmp_path / "mended"
+    first = {"r1": event("a", 0, 1, 2), "r2": event("b", 0, 1, 2)}
+
+    def again(**rows: dict[str, Any]):
+        folder, options = rejected(mended, **rows), {"outcomes_need_features": False}
+        return repair(folder, output, specification(), window_ms=HOUR, **options)
+
+    found = again(**first)
+    assert (found.accepted, found.known) == (2, 0)
+    found = again(**first)
+    assert (found.accepted, found.known) == (0, 2)
+    # Another user, on another day: the day on which it no longer is changes as well.
+    found = again(r1=event("a", 3 * DAY + HOUR, 9, 2), r2=first["r2"])
+    assert (found.accepted, found.known) == (1, 1)
+    first_day = START // DAY
+    assert found.days == [first_day - 1, first_day, first_day + 3]
+    assert sorted((row["event_id"], row["user_id"]) for row in repaired_rows(output)) == [
+        ("a", 9),
+        ("b", 1),
+    ]
+    assert count_repaired(repaired_files(output), ["log"]) == 2
+    assert count_repaired(repaired_files(output), ["another"]) == 0
+
+
+def test_repaired_rows_are_read_by_a_specification_that_wants_more_of_them(tmp_path: Path) -> None:
+    log, output = tmp_path / "log.jsonl", tmp_path / "out"
+    rows = [event("a", 0, 1, 1), event("a!", 1, 1, 1, "click")]
+    log.write_text("".join(json.dumps(row | {"brand": "x"}) + "\n" for row in rows))
+    whole = event("b", 2, 2, 1), event("b!", 3, 2, 1, "click")
+    raws = [whole[0] | {"brand": "y"}, whole[1], event("c", 4, 3, 1)]
+    folder = rejected(tmp_path / "mended", **{f"r{n}": row for n, row in enumerate(raws)})
+    config = config_of(log, output, max_reject_share=0.5)
+    repair_samples(config, specification(), LOCAL, rejects=folder)
+    assert samples_of(output).keys() == {"a", "b"}
+    candidate = {"name": "brand", "kind": "id", "table": "t"}
+    features = specification().features.model_dump()
+    features["candidate"].append(candidate)
+    more = specification(features=features, columns={"brand": "string"})
+    manifest = make_samples(config, more, LOCAL)
+    assert {name: row["brand"] for name, row in samples_of(output).items()} == {"a": "x", "b": "y"}
+    assert manifest.builds[-1].rejects == {"missing_column_value": 1}  # of c, which has no brand

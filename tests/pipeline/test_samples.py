@@ -22,7 +22,7 @@ from pipeline.manifest import read_manifest, sample_files
 from pipeline.samples import SamplesConfig, make_samples
 from pipeline.schema import InputError
 from pipeline.specification import Specification
-from tests.pipeline.event_log import START, event, specification
+from tests.pipeline.event_log import START, event, specification, with_statistics
 
 LOCAL = PipelineOptions(["--runner=FnApiRunner"])
 SMALL = World(num_users=300, num_items=100)
@@ -275,3 +275,41 @@ def test_counters_of_a_log_are_the_same_for_any_number_of_parts(tmp_path) -> Non
     assert counts[0] == counts[1]
     distinct = duckdb.sql(f"select count(distinct event_id) from '{logs}'").fetchall()
     assert counts[0]["events_accepted"] == distinct[0][0]
+
+
+def write_rows(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_limit_of_a_column_that_no_sample_has_is_refused(tmp_path) -> None:
+    spec = specification(checks={"features": {"itm_id": {"psi": {"fail": 0.5}}}})
+    path = write_rows(tmp_path / "log.jsonl", event("a", 0, 1, 1))
+    expected = r"specification.checks.features.itm_id: no such column .*did you mean 'item_id'"
+    with pytest.raises(InputError, match=expected):
+        run(path, tmp_path / "out", spec=spec)
+
+
+def test_hard_negatives_of_the_events_come_with_the_samples(tmp_path) -> None:
+    spec = specification(columns={"beside": "list<int64>"}, hard_negatives="beside")
+    rows = [
+        event("a", 0, 1, 1, beside=[4, 5]),
+        event("a!", 1, 1, 1, "click"),
+        event("b", 2, 1, 2),
+        event("b!", 3, 1, 2, "click"),
+    ]
+    run(write_rows(tmp_path / "log.jsonl", *rows), tmp_path / "out", spec=spec)
+    assert [row["beside"] for row in rows_of(tmp_path / "out")] == [[4, 5], None]
+
+
+def test_there_may_be_hundreds_of_scenarios(tmp_path) -> None:
+    names = [f"s{number}" for number in range(300)]
+    spec = with_statistics(scenarios=names, labels={})
+    rows = [event("first", 0, 1, 1, scenario="s299", request_id="0")]
+    rows += [
+        event("shown", 86_400_000, 1, 1, scenario="s7", request_id="1"),
+        event("taken", 86_400_001, 1, 1, "click", scenario="s7", request_id="1"),
+    ]
+    run(write_rows(tmp_path / "log.jsonl", *rows), tmp_path / "out", spec=spec)
+    (row,) = rows_of(tmp_path / "out")
+    assert (row["item_impressions"], row["item_positives"]) == (1, 0)

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
-from pipeline.join.labels import label
+from pipeline.join.labels import find_positives, with_labels
 from pipeline.join.step import FOREVER_MS, JoinRule, JoinState, step
 from tests.pipeline.event_log import START, event, frame, specification
 
 
 def labels(*events):
     closed, _ = step(JoinState(JoinRule(window_ms=1000)), frame(*events), FOREVER_MS)
-    positives = label(closed.impressions, closed.outcomes, specification())
+    found = find_positives(closed.impressions, closed.outcomes, specification())
+    positives = with_labels(closed.impressions, found)
     return {
         row["event_id"]: (row["reward"], row["outcome_time_ms"] - START)
         for row in positives.iter_rows(named=True)

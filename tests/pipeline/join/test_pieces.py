@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.join.labels import label
+from pipeline.join.labels import find_positives, with_labels
 from pipeline.join.runs import hash_rows
 from pipeline.join.step import FOREVER_MS, JoinRule, JoinState, step
 from tests.pipeline.event_log import START, event, specification
@@ -44,7 +44,8 @@ class Run:
         self.impressions.update(names)
         for row in closed.outcomes.iter_rows(named=True):
             self.owner[row["event_id"], row["user_id"]] = names[row["impression"]]
-        for row in label(closed.impressions, closed.outcomes, SPEC).iter_rows(named=True):
+        found = find_positives(closed.impressions, closed.outcomes, SPEC)
+        for row in with_labels(closed.impressions, found).iter_rows(named=True):
             name = (row["event_id"], row["user_id"])
             self.positives[name] = (row["reward"], row["outcome_time_ms"])
         self.fates.update(closed.fates)

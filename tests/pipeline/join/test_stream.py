@@ -265,6 +265,54 @@ def test_exposed_items_are_those_of_the_request_that_were_not_taken() -> None:
     assert samples["taken", 1]["exposed_item_id"] == [9, 2]
 
 
+@pytest.mark.parametrize(("lookback_days", "known"), [(None, 2), (3, 1), (2, 0)])
+def test_histories_look_back_as_far_as_those_of_the_batch(lookback_days, known) -> None:
+    day = 86_400_000
+    spec = spec_with(history=5)
+    log = []
+    for number, at in enumerate([0, 2 * day, 5 * day]):  # the second one is 3 days before
+        log += [
+            event(f"shown {number}", at, 1, number, request_id=f"{number}"),
+            event(f"taken {number}", at + 5, 1, number, "click", request_id=f"{number}"),
+        ]
+    joiner = SampleJoiner(spec, WINDOW_MS, "drop", lookback_days=lookback_days)
+    with small_pieces():
+        found = [
+            joiner.process(event_table([row], spec), row["timestamp_ms"]).samples for row in log
+        ]
+        found.append(joiner.process(event_table([], spec), FOREVER_MS).samples)
+        joiner.process(event_table([], spec), FOREVER_MS)
+    samples = pa.concat_tables(found).to_pylist()
+    assert [row["item_id"] for row in samples] == [0, 1, 2]
+    assert len(samples[-1]["history_item_id"]) == known
+    part = make_part(
+        event_table(log, spec),
+        spec,
+        span=Span(None, None, WINDOW_MS),
+        rule=JoinRule(window_ms=WINDOW_MS, orphans="drop"),
+        facts=read_facts([], spec, lookback_days=lookback_days),
+        tables=Tables(),
+    )
+    assert pa.concat_tables(found).equals(retrieval.make(part))
+
+
+def test_what_nobody_looks_back_to_is_forgotten() -> None:
+    day, spec = 86_400_000, spec_with(history=5)
+    sizes = {}
+    for lookback_days in (None, 2):
+        joiner = SampleJoiner(spec, WINDOW_MS, "drop", lookback_days=lookback_days)
+        with small_pieces():
+            for user in range(40):  # each comes once
+                rows = [
+                    event(f"{user}", user * day, user, 1),
+                    event(f"{user}!", user * day + 5, user, 1, "click"),
+                ]
+                joiner.process(event_table(rows, spec), START + user * day + day // 2)
+        sizes[lookback_days] = pa.ipc.open_file(joiner.snapshot()).read_all().num_rows
+    assert sizes[None] == 40
+    assert sizes[2] < 12
+
+
 def test_a_specification_with_counts_of_all_users_is_refused() -> None:
     with pytest.raises(InputError, match="found item_impressions, item_positives; expected none"):
         SampleJoiner(with_statistics(), WINDOW_MS, "drop")

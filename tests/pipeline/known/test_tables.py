@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import polars as pl
@@ -21,6 +22,7 @@ from tests.pipeline.event_log import START, event, specification
 LEVELS = ValidityTable(columns={"level": "int64"})
 KEY = ("user_id", "int64")
 DAY = 86_400_000
+STAMP = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def validity(*rows: tuple[int, int, int | None, int | None]) -> pl.DataFrame:
@@ -98,6 +100,30 @@ def test_only_the_rows_that_are_asked_for_are_read_from_all_files(tmp_path) -> N
     assert found.rows() == [(2, 10, None, 4), (2, 20, 30, 4)]
 
 
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+def test_times_may_be_arrow_timestamps_of_any_unit(tmp_path, unit) -> None:
+    times = [datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 2, tzinfo=UTC)]
+    kind = pa.timestamp(unit, "UTC")
+    path = write(
+        tmp_path / "a.parquet",
+        user_id=[1, 1],
+        valid_from_ms=pa.array(times, kind),
+        valid_to_ms=pa.array([None, datetime(2026, 1, 3, tzinfo=UTC)], kind),
+        level=[3, 4],
+    )
+    check_tables([path], LEVELS, KEY, where="samples.users")
+    table = read_table([path], LEVELS, KEY)
+    asked = [START - 1, START, START + DAY, START + 2 * DAY - 1, START + 2 * DAY]
+    assert levels(table, *((1, time) for time in asked)) == [None, 3, 4, 4, None]
+
+
+def test_numbers_beyond_the_digits_of_float32_are_rounded(tmp_path) -> None:
+    path = write(tmp_path / "a.parquet", **GOOD | {"level": [2**24 + 1, 4]})
+    floats = ValidityTable(columns={"level": "float32"})
+    check_tables([path], floats, KEY, where="samples.users")
+    assert read_table([path], floats, KEY)["level"].to_list() == [2.0**24, 4.0]
+
+
 def test_two_rows_that_begin_together_are_refused(tmp_path) -> None:
     path = write(tmp_path / "a.parquet", **GOOD | {"user_id": [1, 1]})
     with pytest.raises(InputError, match=r"user_id 1: found several rows with the same valid_from"):
@@ -112,6 +138,7 @@ def test_two_rows_that_begin_together_are_refused(tmp_path) -> None:
         ({"valid_from_ms": None}, "valid_from_ms: found no such column"),
         ({"user_id": ["a", "b"]}, "user_id: found a column of type string; expected int64"),
         ({"level": ["a", "b"]}, "level: found a column of type string; expected int64"),
+        ({"level": [STAMP, STAMP]}, "level: found a column of type timestamp.*; expected int64"),
         ({"valid_to_ms": ["a", "b"]}, "valid_to_ms: found a column of type string; expected int64"),
     ],
 )

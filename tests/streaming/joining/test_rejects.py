@@ -97,6 +97,20 @@ def test_an_event_from_the_future_is_rejected_and_makes_no_other_stale(make_worl
     assert letters == ["2099", "2099"]
 
 
+def test_a_clock_that_is_fast_by_less_is_joined_and_makes_no_other_stale(make_world) -> None:
+    world = make_world(partitions=1)
+    for second, (name, at) in enumerate([("a", 0), ("fast", 3000), ("b", 2), ("c", 3), ("d", 4)]):
+        sent = [event(name, 1000 * at, 0, second)]
+        world.send(sent, timestamp_ms=START + 1000 * second)
+    changes = {"input": {"max_ahead_seconds": 3600}, "lateness_seconds": 2}
+    (progress,) = world.join(end="closed", **changes)
+    assert (progress.totals["events"], progress.totals.get("stale", 0)) == (5, 0)
+    # Without the limit by the records' own times, the clock of one decides for all.
+    changes |= {"input": {"max_ahead_seconds": None}, "output": {"topic": f"{world.name}-other"}}
+    (progress,) = world.join(end="closed", group=f"{world.name}-other", **changes)
+    assert (progress.totals["events"], progress.totals["stale"]) == (2, 3)
+
+
 def test_too_many_rejects_stop_the_join_after_they_were_kept(make_world) -> None:
     world, log = make_world(partitions=1), random_log(200, seed=8)
     world.send(log)

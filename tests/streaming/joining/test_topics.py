@@ -55,6 +55,14 @@ def test_an_output_that_is_not_there_is_made_only_if_wanted(make_world) -> None:
         world.join(rejects_topic="nowhere")
 
 
+def test_a_progress_topic_that_forgets_is_refused(make_world) -> None:
+    world = make_world()
+    create(world.admin, f"{world.name}-group-progress", 2)
+    expected = r"join.commit.topic: topic .*-progress: found cleanup.policy=delete, which forgets"
+    with pytest.raises(InputError, match=expected):
+        world.join()
+
+
 def test_what_decides_of_samples_may_not_change(make_world) -> None:
     world = make_world()
     world.join()
@@ -130,6 +138,8 @@ def test_a_snapshot_that_is_gone_is_an_error(make_world) -> None:
     world.remembers = True
     world.send(random_log(300, seed=13))
     world.join()
+    with pytest.raises(InputError, match=r"join.snapshot.directory: found none; expected a folder"):
+        world.join(snapshot={"directory": None})
     for path in (world.folder / "snapshots").rglob("*.snapshot"):
         path.unlink()
     with pytest.raises(InputError, match=r"join.snapshot.directory: found no .*mount its volume"):

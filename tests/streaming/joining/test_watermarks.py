@@ -7,7 +7,10 @@ import json
 import pytest
 from kafka import KafkaProducer
 
-from streaming.joining.step import NEVER
+from streaming.joining import kafka_input
+from streaming.joining import loop as loop_module
+from streaming.joining.step import FOREVER, NEVER
+from streaming.joining.unit import Unit
 from tests.pipeline.event_log import START, event
 from tests.streaming.joining.naive import join_whole, not_stale, random_log
 from tests.streaming.joining.world import Running, totals
@@ -149,3 +152,23 @@ def test_a_partition_that_lags_behind_is_read_first(make_world) -> None:
     (progress,) = loop.run()
     assert progress.totals["samples"] == 8640
     assert max(open_events) < 6000
+
+
+def test_a_partition_that_has_ended_holds_no_other_back_where_all_is_closed(make_world) -> None:
+    """Or all of the others would be held in memory until the end."""
+    world, log = make_world(inputs=2, partitions=1), random_log(2_000, seed=12)
+    world.send(log)
+    loop = world.loop(end="closed", commit={"every_seconds": 0.001})
+    opened, seen = Unit.join, []
+
+    def watched(unit: Unit, *, final: bool = False) -> None:
+        opened(unit, final=final)
+        seen.append((unit.watermark_ms, final))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Unit, "join", watched)
+        patch.setattr(loop_module, "_IDLE_SECONDS", 0.0)
+        patch.setattr(kafka_input, "_POLL_RECORDS", 100)
+        loop.run()
+    assert sum(NEVER < watermark < FOREVER for watermark, _ in seen) > 2
+    assert sorted(s[:4] for s in world.samples()) == sorted(s[:4] for s in join_whole(log))
