@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 from typing import Annotated, ClassVar, Final, Literal, Self
 
@@ -12,7 +13,7 @@ from pipeline.topics.connection import BrokerConnection
 
 Action = Literal["impression", "click", "favourite", "cart", "purchase", "follow", "play"]
 
-_OF: Final = {"directory": ("kind",), "events": ("actions", "malformed", "shift")}
+_OF: Final = {"directory": ("kind", "days"), "events": ("actions", "malformed", "shift")}
 _FORMS: Final = {"directory": ("arrow", "example"), "events": ("arrow", "json")}
 
 
@@ -42,6 +43,9 @@ class PublishConfig(TargetConfig):
     """Send samples: the output of `headrace samples`. Either this or `events`."""
     kind: str = RETRIEVAL
     """Of samples: which kind."""
+    days: tuple[date, date] | None = None
+    """Of samples: the first and the last day, [2026-01-02, 2026-01-02]. To send a folder that grows
+    day by day, a `job` for each day, with `append`."""
     events: Annotated[list[str], Field(min_length=1)] | None = None
     """Send events, for rehearsals: files, folders or globs of .parquet, .jsonl and .jsonl.gz logs.
     They go out in the order of event time over all files; the sort needs their size, uncompressed,

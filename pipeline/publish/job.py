@@ -136,14 +136,7 @@ def publish(
 
 def _source(config: PublishConfig, schema: pa.Schema, partitions: int) -> Source:
     if config.directory is not None:
-        return SampleFiles(
-            config.directory,
-            schema,
-            partitions,
-            rows=config.samples_per_record,
-            by_time=config.speed is not None,
-            kind=config.kind,
-        )
+        return SampleFiles(config, schema, partitions)
     return EventLogs(config, schema, partitions)
 
 

@@ -117,7 +117,7 @@ def to(address: str) -> list[str]:
 
 
 @pytest.mark.dask
-@pytest.mark.parametrize("moment", ["blocks/*.arrow", "asked/*/part-*", "items/*/part-*.arrow"])
+@pytest.mark.parametrize("moment", ["blocks/*.arrow", "items/*/part-*.arrow"])
 def test_a_killed_dask_worker_changes_nothing(world, expected, tmp_path, moment) -> None:
     """kill -9, as soon as there is a first file of some step."""
     with (

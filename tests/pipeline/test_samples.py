@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import distributed
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,7 +20,6 @@ from jobs.bench.synthetic import World, make_events, synthetic_specification
 from pipeline.manifest import read_manifest, sample_files
 from pipeline.samples import SamplesConfig, make_samples
 from pipeline.schema import InputError
-from pipeline.specification import Specification
 from tests.pipeline.event_log import START, event, specification, with_statistics
 
 LOCAL = PipelineOptions(["--runner=FnApiRunner"])
@@ -235,35 +233,6 @@ def test_a_run_killed_at_any_moment_leaves_the_former_output_whole(tmp_path) -> 
     run(logs, tmp_path / "other", spec=spec, num_parts=16)
     assert contents(tmp_path / "out") == contents(tmp_path / "other")
     assert len(list(runs.glob("run-*"))) == 2  # the current one and the one before it
-
-
-@pytest.mark.dask
-@pytest.mark.slow
-def test_dask_gives_the_same_files(tmp_path) -> None:
-    logs = write_logs(make_events(20_000, seed=7, world=SMALL), tmp_path / "logs", num_files=3)
-    more = write_log(tmp_path / "logs" / "events-more.jsonl", LOG, BAD)
-    kinds = {"retrieval": {}, "scenario": {}, "pair": {}, "corpus": {}}
-    content = synthetic_specification(statistics=True).model_dump() | {"kinds": kinds}
-    spec = Specification.model_validate(content)
-    logs = str(tmp_path / "logs")
-    assert more.exists()
-    run(logs, tmp_path / "local", spec=spec, num_parts=5)
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
-    ) as cluster:
-        options = PipelineOptions(
-            [
-                "--runner=apache_beam.runners.dask.dask_runner.DaskRunner",
-                f"--dask_client_address={cluster.scheduler_address}",
-                "--dask_npartitions=4",
-            ]
-        )
-        run(logs, tmp_path / "dask", spec=spec, options=options, num_parts=5)
-        distributed.default_client().close()
-    files = contents(tmp_path / "local")
-    assert contents(tmp_path / "dask") == files
-    assert len(files) > 10
-    assert any(name.startswith("rejected/events-more.jsonl-") for name in files)
 
 
 def test_counters_of_a_log_are_the_same_for_any_number_of_parts(tmp_path) -> None:

@@ -49,7 +49,10 @@ _LEAST_SECONDS, _SECONDS_PER_KILL = 60.0, 30.0  # a stream that is longer than i
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark, prints tables, writes JSON."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if unknown := set(arguments.parts.split(",")) - set(PARTS):
+        parser.error(f"--parts: found {', '.join(sorted(unknown))}; expected {', '.join(PARTS)}")
     logging.getLogger("kafka").setLevel(logging.ERROR)
     with (
         tempfile.TemporaryDirectory(prefix="headrace-bench-") as name,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.manifest import RETRIEVAL, SampleFile, read_manifest, sample_files
+from pipeline.manifest import SampleFile, read_manifest, sample_files
+from pipeline.publish.config import PublishConfig
 from pipeline.publish.sources.order import EventTimeOrder, merged_steps
 from pipeline.publish.sources.rows import PARTITION, Piece, Pieces, Prepared
 from pipeline.schema import TIMESTAMP_MS, InputError, conform
@@ -23,41 +23,44 @@ class SampleFiles:
     the order of time all of a partition are.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        schema: pa.Schema,
-        partitions: int,
-        *,
-        rows: int,
-        by_time: bool,
-        kind: str = RETRIEVAL,
-    ) -> None:
-        """Lists the files that `folder` shows now.
+    def __init__(self, config: PublishConfig, schema: pa.Schema, partitions: int) -> None:
+        """Lists the files that the folder shows now.
 
         Args:
-            folder: The output of `headrace samples`.
+            config: Names `directory`, kind and days, and says whether samples come in the order of
+                time or in that of their files.
             schema: Columns of a sample; others in the files are not sent.
             partitions: Of the topic.
-            rows: How many are read at once.
-            by_time: Whether samples come in the order of time, or in that of their files.
-            kind: The kind of sample.
 
         Raises:
-            InputError: If there is no whole run, or no column to order by.
+            InputError: If there is no whole run, or none of these days in it, or no column to order
+                by.
         """
+        by_time, folder = config.speed is not None, config.directory
+        if folder is None:
+            raise ValueError("publish.directory: found none; expected samples")
         if by_time and TIMESTAMP_MS not in schema.names:
             raise InputError(
                 f"publish.speed: found samples without {TIMESTAMP_MS}; expected samples with times"
             )
         # The run that the link shows now, so that files and digests are of one.
         run = folder.resolve() if folder.exists() else folder
-        self._files = sorted(sample_files(run, kind), key=lambda file: (file.day, file.part))
-        files = read_manifest(run).files
-        self.inputs = {file.path: file.sha256[:16] for file in files if file.kind == kind}
+        first, last = map(str, config.days or ("", "9999"))
+        found = [f for f in sample_files(run, config.kind) if first <= f.day <= last]
+        if config.days is not None and not found:
+            raise InputError(
+                f"publish.days: found no sample of {first} to {last} in {folder}; expected days"
+                " that `headrace samples` has built"
+            )
+        self._files = sorted(found, key=lambda file: (file.day, file.part))
+        self.inputs = {
+            file.path: file.sha256[:16]
+            for file in read_manifest(run).files
+            if file.kind == config.kind and first <= file.day <= last
+        }
         self.schema = schema
         self._partitions = partitions
-        self._rows = rows
+        self._rows = config.samples_per_record
         self._order = EventTimeOrder() if by_time else None
 
     def prepare(self, sent: Sequence[int], told: Callable[[int], None]) -> Prepared:

@@ -169,7 +169,7 @@ def test_samples_are_those_of_loops_over_rows(log, orphans) -> None:
 
 @ORPHANS
 @pytest.mark.parametrize("form", ["as it was", "with older", "at once"])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_a_joiner_that_is_restored_goes_on_as_if_it_had_never_stopped(data, orphans, form) -> None:
     """At any of the calls it is lost, and comes back from a snapshot and a replay."""

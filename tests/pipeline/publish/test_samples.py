@@ -71,6 +71,25 @@ def test_every_sample_arrives_once_in_the_order_of_its_users_days(
 
 
 @pytest.mark.kafka
+def test_a_folder_that_grows_is_sent_day_by_day(folder: Path, kafka: str, topic: str) -> None:
+    def send(day: str) -> int:
+        options = {"days": [day, day], "job": day, "append": True, "create_partitions": 2}
+        publish(settings(folder, kafka, topic, **options), SCHEMA)
+        return sum(len(rows) for rows in published(kafka, topic).values())
+
+    assert send("2026-01-01") == 7
+    assert send("2026-01-01") == 7  # is there already
+    tables = {("2026-01-03", 1): samples(1, 9)}
+    days = {("2026-01-01", 0): samples(0, 1, 2, 3, 4), ("2026-01-01", 1): samples(1, 1, 2, 3)}
+    write_samples(folder, days | tables)
+    assert send("2026-01-01") == 7  # whatever came beside it
+    assert send("2026-01-03") == 8
+    assert published(kafka, topic)[1][-1] == (1, 9)
+    with pytest.raises(InputError, match=r"publish.days: found no sample of 2026-02-01 to"):
+        send("2026-02-01")
+
+
+@pytest.mark.kafka
 def test_the_created_topic_keeps_its_records_for_ever(folder: Path, kafka: str, topic: str) -> None:
     publish(settings(folder, kafka, topic), SCHEMA)
     admin = KafkaAdminClient(bootstrap_servers=kafka)
