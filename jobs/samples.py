@@ -7,9 +7,11 @@ embedded FnApiRunner does all in this process.
 from __future__ import annotations
 
 import argparse
+import difflib
 import functools
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -28,6 +30,7 @@ from pipeline.samples import DayRange, SamplesConfig, make_samples, repair_sampl
 from pipeline.schema import InputError
 from pipeline.specification import Specification
 
+_OPTIONS = ("--config", "--set", "--from", "--to", "--rebuild", "--rejects", "--report")
 _SECTIONS: Final[dict[str, type[BaseModel]]] = {
     "specification": Specification,
     "samples": SamplesConfig,
@@ -117,7 +120,11 @@ def _beam_options(arguments: Sequence[str]) -> PipelineOptions:
         each._add_argparse_args(parser)
     unknown = parser.parse_known_args(list(arguments))[1]
     if unknown and runner.rpartition(".")[2] in _LOCAL_RUNNERS:
-        raise InputError(f"found {' '.join(unknown)}; expected options of headrace or of Beam")
+        near = difflib.get_close_matches(unknown[0].partition("=")[0], [*_OPTIONS, "--runner"], n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise InputError(
+            f"found {' '.join(unknown)}; expected options of headrace or of Beam{hint}"
+        )
     return options
 
 
@@ -148,13 +155,17 @@ def print_counts(console: Console, manifest: Manifest, *, output: Path, seconds:
     table.add_column("what")
     table.add_column("count", justify="right")
     counts = manifest.counts
-    rows = [("events read", counts.get("events_read", 0))]
+    several = f", in {len(manifest.builds)} builds" if len(manifest.builds) > 1 else ""
+    rows = [(f"events read{several}", counts.get("events_read", 0))]
     rows += [(f"  rejected: {reason}", count) for reason, count in manifest.rejects.items()]
     rows += [("  duplicates", counts.get("duplicates", 0))]
     rows += [("  impressions", counts.get("impressions", 0))]
     rows += [(f"  outcomes: {fate}", count) for fate, count in manifest.outcomes.items()]
     rows += [("  outside of these days", counts["outside"])] if counts.get("outside") else []
-    rows += [(f"{kind} samples", counts.get(f"{kind} samples", 0)) for kind in manifest.kinds]
+    there = Counter[str]()
+    for file in manifest.files:
+        there[file.kind] += file.rows
+    rows += [(f"{kind} samples", there[kind]) for kind in manifest.kinds]
     rows += [("days", len(manifest.days)), ("files", len(manifest.files))]
     for name, count in rows:
         table.add_row(name, f"{count:,}")

@@ -56,6 +56,9 @@ logger = logging.getLogger(__name__)
 _TOLD_FINDINGS: Final = 10
 
 
+_YEAR_SECONDS: Final = 366 * 86_400
+
+
 class SamplesConfig(BaseModel):
     """What to read, how to join, where to write."""
 
@@ -70,11 +73,11 @@ class SamplesConfig(BaseModel):
     """Parquet files of the users' table (`specification.users`): files, folders or globs."""
     items: list[str] = []
     """The same of the items' table."""
-    join_window_seconds: Annotated[float, Field(gt=0)] = 3600.0
+    join_window_seconds: Annotated[float, Field(gt=0, le=_YEAR_SECONDS)] = 3600.0
     """An outcome counts up to this long after its impression."""
     orphans: Literal["drop", "keep"] = "drop"
     """An outcome without impression: dropped, or its own impression at its own time."""
-    lookback_days: Annotated[int, Field(ge=1)] | None = None
+    lookback_days: Annotated[int, Field(ge=1, le=36_500)] | None = None
     """Histories and statistics reach back so many days; all of them if nothing is said."""
     max_reject_share: Annotated[float, Field(ge=0, le=1)] = 0.01
     """The run fails if more of the rows than this are rejected."""
@@ -364,7 +367,8 @@ def _check(
     for finding in sorted(warned, key=lambda each: each.day, reverse=True)[:_TOLD_FINDINGS]:
         logger.warning("%s", finding)
     if len(warned) > _TOLD_FINDINGS:
-        logger.warning("and %d more: see --report", len(warned) - _TOLD_FINDINGS)
+        more = len(warned) - _TOLD_FINDINGS
+        logger.warning("and %d more: `headrace samples --report FILE` shows them all", more)
     failed = [str(finding) for finding in every if finding.severity == "fail"]
     if failed:
         lines = "\n".join(f"  {line}" for line in failed)

@@ -128,7 +128,8 @@ def read_table(
         The id, `valid_from_ms`, `valid_to_ms` (null: until the next row) and the columns.
 
     Raises:
-        InputError: If an id has two rows that begin at the same time: one would hide the other.
+        InputError: If a row never holds, or an id has two rows that begin at the same time: one
+            would hide the other.
     """
     name, kind = key
     types = {name: kind, s.VALID_FROM_MS: "int64", s.VALID_TO_MS: "int64", **declared.columns}
@@ -141,6 +142,15 @@ def read_table(
         table = rows.select([column for column in types if column in found]).collect().to_arrow()
         frames.append(pl.DataFrame(pl.from_arrow(conform(table, types))))
     table = pl.concat(frames)
+    never = table.filter(
+        pl.col(s.VALID_FROM_MS).is_null() | (pl.col(s.VALID_TO_MS) <= pl.col(s.VALID_FROM_MS))
+    )
+    if len(never):
+        shown = never[name].unique().sort().head(_SHOWN).to_list()
+        raise s.InputError(
+            f"{paths[0]}: {name} {', '.join(map(str, shown))}: found {len(never)} rows that never"
+            f" hold; expected a {s.VALID_FROM_MS}, and a {s.VALID_TO_MS}, if any, after it"
+        )
     twice = table.filter(table.select(name, s.VALID_FROM_MS).is_duplicated())
     if len(twice):
         shown = twice[name].unique().sort().head(_SHOWN).to_list()

@@ -91,6 +91,8 @@ class JoinLoop:
             SourceUnavailableError: If no broker answers for a minute.
         """
         try:
+            if finished := self._finished_before():
+                return finished
             self._begin()
             self._replay()
             if not self._stopped.is_set():
@@ -103,6 +105,19 @@ class JoinLoop:
             self._client.close()
             self.figures.close()
         return self._progress()
+
+    def _finished_before(self) -> list[Progress]:
+        """Returns what all units last said, if all that is asked for was done by a former life."""
+        if self._config.end != "closed":
+            return []
+        plan = self._topics.prepare()
+        numbers = self._config.input.numbers(plan.partitions)
+        last = [self._topics.last_progress(number) for number in numbers]
+        done = [each for each in last if each is not None and each.closed]
+        if len(done) < len(numbers):
+            return []
+        logger.info("all is there: every unit of join.group %s was closed", self._config.group)
+        return done
 
     def _begin(self) -> None:
         plan = self._topics.prepare()

@@ -64,7 +64,10 @@ def test_joins_what_is_there_and_prints_what_became_of_it(config, world, capsys)
         ["1", "closed"],
     ]
 
-    assert run_job(job.main, ["--config", str(config)]) == 2
+    assert run_job(job.main, ["--config", str(config)]) == 0
+    assert f"{len(join_whole(log)):,}" in capsys.readouterr().out
+    assert len(world.samples()) == len(join_whole(log))
+    assert run_job(job.main, ["--config", str(config), "--set", "join.end=caught-up"]) == 2
     assert "closed for good" in capsys.readouterr().err
 
 
