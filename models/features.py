@@ -6,7 +6,7 @@ takes raw ids and gives the same buckets as the trainer did.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -208,8 +208,20 @@ def mean_embedding(table: tf.Tensor, rows: tf.RaggedTensor) -> tf.Tensor:
     Returns:
         [batch, dim] float32.
     """
+    any_values = tf.size(rows.values) > 0
+
+    # Where no sample has a value, TensorFlow (2.21) leaves the gradient as the memory was that it
+    # is put in: anything, from zero to not finite.
+    @tf.custom_gradient
+    def guarded(values: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+        def gradient(upstream: tf.Tensor) -> tf.Tensor:
+            dense = tf.convert_to_tensor(upstream)
+            return tf.where(any_values, dense, tf.zeros_like(dense))
+
+        return tf.identity(values), gradient
+
     return tf.sparse.segment_mean(
-        table, rows.values, rows.value_rowids(), num_segments=rows.nrows()
+        guarded(table), rows.values, rows.value_rowids(), num_segments=rows.nrows()
     )
 
 

@@ -82,6 +82,22 @@ def test_history_is_the_mean_and_nothing_is_zero() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("num_rows", [1, 6, 500])
+def test_samples_without_any_value_leave_a_table_as_it_is(num_rows: int) -> None:
+    rows = tf.RaggedTensor.from_row_lengths(tf.constant([], tf.int64), [0, 0])
+    table = tf.ones([num_rows, 8])
+    for _ in range(200):
+        # The memory that is given back here is where results are put next.
+        freed = [tf.fill([num_rows, 8], 1e30) * 1.5 for _ in range(20)]
+        del freed
+        with tf.GradientTape() as tape:
+            tape.watch(table)
+            embedded = mean_embedding(table, rows)
+        gradient = tf.convert_to_tensor(tape.gradient(embedded, table))
+        assert embedded.numpy().tolist() == [[0.0] * 8] * 2
+        assert not gradient.numpy().any()
+
+
 def test_numbers_are_scaled_and_what_is_missing_is_zero() -> None:
     raw = tf.constant([0.0, 3.0, -2.0, float("nan")])
     assert number(raw, log1p=False, scale=0.5).numpy().tolist() == [0.0, 1.5, -1.0, 0.0]
