@@ -112,6 +112,9 @@ class JoinLoop:
             return []
         plan = self._topics.prepare()
         numbers = self._config.input.numbers(plan.partitions)
+        places = [Partition(self._config.progress_topic, number) for number in numbers]
+        if self._topics.committed_ends(places) != self._topics.written_ends(places):
+            return []  # a former life died in a transaction, which only its successor can end
         last = [self._topics.last_progress(number) for number in numbers]
         done = [each for each in last if each is not None and each.closed]
         if len(done) < len(numbers):
