@@ -86,9 +86,14 @@ def repair(
     former = {path: path.read_bytes().splitlines() for path in repaired_files(output)}
     known = {_source(line): line for lines in former.values() for line in lines}
     new = {source: line for source, line in repaired.items() if known.get(source) != line}
-    replaced = [known[source] for source in new if source in known]
+    # Some still stand there if a former command ended between its two steps.
+    stays = known | new
+    replaced = [each for lines in former.values() for each in lines if stays[_source(each)] != each]
     if new:
-        _keep(new, former, output)
+        _write(new.values(), _folder(output) / f"{_next_number(former):05d}.jsonl")
+    for path, lines in former.items():
+        if not set(replaced).isdisjoint(lines):
+            _write([each for each in lines if stays[_source(each)] == each], path)
     days = {*_days(events, window_ms), *_days(_validated(replaced, types, rules)[0], window_ms)}
     return Repair(
         accepted=len(new),
@@ -126,18 +131,13 @@ def _source(line: bytes) -> tuple[str, int]:
     return content[SOURCE_FILE], content[SOURCE_ROW]
 
 
-def _keep(
-    new: Mapping[tuple[str, int], bytes], former: Mapping[Path, Sequence[bytes]], output: Path
-) -> None:
-    """Writes a file of the new rows, and takes what they replace out of the former ones."""
-    folder = _folder(output)
-    folder.mkdir(parents=True, exist_ok=True)
-    number = max((int(path.stem) for path in former), default=0) + 1
-    durable.write(folder / f"{number:05d}.jsonl", b"".join(line + b"\n" for line in new.values()))
-    for path, lines in former.items():
-        stay = [line for line in lines if _source(line) not in new]
-        if len(stay) < len(lines):
-            durable.write(path, b"".join(line + b"\n" for line in stay))
+def _next_number(former: Iterable[Path]) -> int:
+    return max((int(path.stem) for path in former), default=0) + 1
+
+
+def _write(lines: Iterable[bytes], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    durable.write(path, b"".join(line + b"\n" for line in lines))
 
 
 def _days(events: pa.Table, window_ms: int) -> list[int]:

@@ -49,7 +49,8 @@ def needed_types(specification: Specification) -> dict[str, str]:
         wanted |= {task.column for task in behaviour.tasks.values() if task.column is not None}
     if any(rule.play_share is not None for rule in specification.labels.values()):
         wanted |= {s.PLAY_SECONDS, s.DURATION_SECONDS}
-    wanted.add(specification.hard_negatives or "")
+    if specification.hard_negatives is not None:
+        wanted.add(specification.hard_negatives)
     return {name: kind for name, kind in types.items() if name in wanted}
 
 

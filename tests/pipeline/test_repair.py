@@ -158,6 +158,14 @@ def test_a_row_that_is_repaired_once_more_replaces_itself(tmp_path: Path) -> Non
         ("b", 1),
     ]
     assert count_repaired(repaired_files(output), ["log"]) == 2
+    # As if the last command had been killed before it took the former row out.
+    first_file = repaired_files(output)[0]
+    left = first_file.read_text()
+    stale = {"headrace_rejected_file": "log", "headrace_rejected_row": 1} | first["r1"]
+    first_file.write_text(left + json.dumps(stale) + "\n")
+    found = again(r1=event("a", 3 * DAY + HOUR, 9, 2), r2=first["r2"])
+    assert (found.accepted, found.known, found.days[0]) == (0, 2, first_day - 1)
+    assert first_file.read_text() == left
     assert count_repaired(repaired_files(output), ["another"]) == 0
 
 
